@@ -1,0 +1,34 @@
+# make demo: install into .venv and run the main job. make test: everything CI checks.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint types tests benchmarks clean
+
+demo: $(VENV)/installed
+	$(PYTHON) -m dspy_router.demo $(ARGS)
+
+test: lint types tests
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/installed
+	$(VENV)/bin/mypy
+
+tests: $(VENV)/installed
+	$(PYTHON) -m pytest -q --durations=10
+
+benchmarks: $(VENV)/installed
+	$(PYTHON) benchmarks/quality.py
+	$(PYTHON) benchmarks/latency.py
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo_output

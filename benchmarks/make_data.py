@@ -1,0 +1,56 @@
+"""Rebuild the compressed data of the demo and the benchmarks from the published sources.
+
+    python benchmarks/make_data.py SOURCE
+
+SOURCE holds the folders `snips`, `clinc150` and `banking77` with gzipped JSON lines of `text` and the label,
+converted from the repositories named in `benchmarks/data/README.md`.
+"""
+
+import gzip
+import json
+import random
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DEMO = HERE.parent / "dspy_router" / "demo" / "data"
+LABELS = {"snips": "tool", "clinc150": "intent", "banking77": "intent"}
+PARTS = {
+    "snips": ["train", "test"],
+    "clinc150": ["train", "val", "test", "fewshot_train_5", "fewshot_train_10", "fewshot_test"],
+    "banking77": ["train", "test", "fewshot_train_5", "fewshot_train_10", "fewshot_test"],
+}
+DEMO_ROWS_A_TOOL = 300
+
+
+def read(path: Path, label: str) -> list[dict[str, str]]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [{"text": row["text"], "label": row[label]} for row in rows]
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # No name and no time in the header, so that the same rows give the same file.
+    with path.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def main(source: Path) -> None:
+    for name, parts in PARTS.items():
+        for part in parts:
+            rows = read(source / name / f"{part}.jsonl.gz", LABELS[name])
+            write(HERE / "data" / name / f"{part}.jsonl.gz", rows)
+    train = read(source / "snips" / "train.jsonl.gz", "tool")
+    random.Random(0).shuffle(train)
+    tools = sorted({row["label"] for row in train})
+    chosen = [row for tool in tools for row in [row for row in train if row["label"] == tool][:DEMO_ROWS_A_TOOL]]
+    random.Random(1).shuffle(chosen)
+    write(DEMO / "train.jsonl.gz", chosen)
+    write(DEMO / "test.jsonl.gz", read(source / "snips" / "test.jsonl.gz", "tool"))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    main(Path(sys.argv[1]))

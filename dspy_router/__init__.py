@@ -1,0 +1,53 @@
+"""Tool choice as a small trained decision inside a DSPy program.
+
+The names below load on first use, so that `import dspy_router` costs nothing beyond `import dspy`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dspy_router.decisions import Decision, record_decisions
+    from dspy_router.encoders.sentence import SentenceEncoder
+    from dspy_router.encoders.token import TokenEncoder
+    from dspy_router.errors import RouteError
+    from dspy_router.feedback import Feedback
+    from dspy_router.optimizers.finetune import RouteFinetune
+    from dspy_router.replace import replace_predictor
+    from dspy_router.route import DifferentiableRoute
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Decision": "decisions",
+    "DifferentiableRoute": "route",
+    "Feedback": "feedback",
+    "RouteError": "errors",
+    "RouteFinetune": "optimizers.finetune",
+    "SentenceEncoder": "encoders.sentence",
+    "TokenEncoder": "encoders.token",
+    "record_decisions": "decisions",
+    "replace_predictor": "replace",
+}
+
+__all__ = [
+    "Decision",
+    "DifferentiableRoute",
+    "Feedback",
+    "RouteError",
+    "RouteFinetune",
+    "SentenceEncoder",
+    "TokenEncoder",
+    "record_decisions",
+    "replace_predictor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,113 @@
+"""Decisions, the context-local record of them, and the context-local override that makes them.
+
+Both live in `dspy.settings.context`, so DSPy's worker threads and async tasks inherit them, the way
+`record_evidence` in DSPy does it. DSPy's own trace is left alone: only `Predict` belongs there.
+"""
+
+import dataclasses
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import dspy
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The choice made for one output field of one call.
+
+    Attributes:
+        field: The output field decided.
+        name: The option chosen.
+        probabilities: Option name to probability under the head, in declaration order; they sum to one.
+        confidence: The chosen option's probability, in [0, 1].
+        propensity: The probability with which this option was chosen by whatever chose it, in (0, 1]. It is 1
+            when the likeliest option is taken, which is what a route does unless it is told to explore.
+        text: The input text the encoder read.
+        empty_input: True if there was no text, so that the head's bias alone decided.
+        id: Unique; a reward that arrives later can name it.
+    """
+
+    field: str
+    name: str
+    probabilities: Mapping[str, float]
+    confidence: float
+    propensity: float
+    text: str
+    empty_input: bool = False
+    id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+
+
+class Recorder(Protocol):
+    """What a recording context provides: it is told of each decision as it is made."""
+
+    def record(self, route: Any, decision: Decision) -> None:
+        """Take note of a decision that `route` has just made."""
+
+
+class Chooser(Protocol):
+    """What an override provides: the option to take, and the propensity with which it is taken."""
+
+    def choose(self, route: Any, field: str, probabilities: Mapping[str, float]) -> tuple[int, float] | None:
+        """The option's index and propensity, or None to leave the likeliest."""
+
+
+class _DecisionList:
+    def __init__(self) -> None:
+        self.decisions: list[Decision] = []
+        self._lock = threading.Lock()
+
+    def record(self, route: Any, decision: Decision) -> None:
+        with self._lock:
+            self.decisions.append(decision)
+
+
+@contextmanager
+def record_decisions() -> Iterator[list[Decision]]:
+    """Collect the decisions made inside the block, in the order they were made.
+
+    DSPy's worker threads (`dspy.Parallel`, `Evaluate`, `asyncify`) and async tasks started inside the block
+    are included. Blocks nest: an outer one sees what an inner one sees.
+
+    Example:
+        >>> import numpy as np
+        >>> from dspy_router import DifferentiableRoute, record_decisions
+        >>> letters = lambda texts: np.array([[text.count(c) for c in "abcdefghij"] for text in texts])
+        >>> route = DifferentiableRoute("text -> fruit", tools=["fig", "date"], encoder=letters)
+        >>> with record_decisions() as decisions:
+        ...     prediction = route(text="a fig, if I may")
+        >>> decisions[0].field, decisions[0].name
+        ('fruit', 'fig')
+    """
+    collected = _DecisionList()
+    with recording(collected):
+        yield collected.decisions
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Tell `recorder` of every decision made inside the block."""
+    with dspy.settings.context(_route_recorders=(*dspy.settings.get("_route_recorders", ()), recorder)):
+        yield
+
+
+@contextmanager
+def choosing(chooser: Chooser) -> Iterator[None]:
+    """Let `chooser` make the decisions inside the block; the innermost block wins."""
+    with dspy.settings.context(_route_chooser=chooser):
+        yield
+
+
+def announce(route: Any, decision: Decision) -> None:
+    """Hand a decision to every recorder of the current context."""
+    for recorder in dspy.settings.get("_route_recorders", ()):
+        recorder.record(route, decision)
+
+
+def overridden(route: Any, field: str, probabilities: Mapping[str, float]) -> tuple[int, float] | None:
+    """The choice of the current context's chooser, or None where there is none."""
+    chooser: Chooser | None = dspy.settings.get("_route_chooser", None)
+    return None if chooser is None else chooser.choose(route, field, probabilities)

@@ -1,0 +1,1 @@
+"""Frozen text to unit vectors, and the one trainable exception, `TokenEncoder`."""

@@ -1,0 +1,1 @@
+"""Judging decisions: tables and pictures."""

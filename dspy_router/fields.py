@@ -1,0 +1,154 @@
+"""From a DSPy signature to the decisions a route makes for it, and from call inputs to the text it reads."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dspy
+from dspy.adapters.utils import annotation_allows_none, format_field_value
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from dspy_router.decision_types import declared_options, declared_value, plain_value
+from dspy_router.errors import RouteError
+from dspy_router.options import Option, Tools, parse_tools, require_distinct
+
+
+@dataclass(frozen=True)
+class DecisionField:
+    """One output field and the options it is decided among, in declaration order."""
+
+    name: str
+    options: tuple[Option, ...]
+    info: FieldInfo
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DecisionField":
+        return self  # immutable
+
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """The options' names, in declaration order."""
+        return tuple(option.name for option in self.options)
+
+    def typed(self, index: int, probabilities: Mapping[str, float], confidence: float) -> Any:
+        """The option at `index` as the signature declares it (an int for `Literal[1, 2]`, a `Choice`, ...)."""
+        return declared_value(self.info, self.options[index], probabilities, confidence)
+
+    def index_of(self, value: Any) -> int | None:
+        """Where `value` (a label, or a decision object around one) stands among the options; None if nowhere.
+
+        A value of the declared type wins over a name, so that `1` and `"1"` both find the option `1`.
+        """
+        value = plain_value(value)
+        for index, option in enumerate(self.options):
+            if type(option.value) is type(value) and option.value == value:
+                return index
+        name = str(value.value if isinstance(value, enum.Enum) else value)
+        return next((index for index, option in enumerate(self.options) if option.name == name), None)
+
+
+def decision_fields(signature: type[dspy.Signature], tools: Tools | None = None) -> tuple[DecisionField, ...]:
+    """The decisions a signature asks for.
+
+    `tools` are the options of every plain `str` output. For a field that lists its options itself, tools
+    of the same name describe them.
+
+    Raises:
+        RouteError: If an output is no decision, a field has fewer than two options, two options share a
+            name, or a tool belongs to no field.
+
+    Example:
+        >>> from typing import Literal
+        >>> signature = dspy.Signature("text -> mood: Literal['good', 'bad'], urgent: bool")
+        >>> [(field.name, field.option_names) for field in decision_fields(signature)]
+        [('mood', ('good', 'bad')), ('urgent', ('True', 'False'))]
+    """
+    if not signature.output_fields:
+        raise RouteError("The signature has no output field, so there is nothing to decide.")
+    if not signature.input_fields:
+        raise RouteError("The signature has no input field, so there is nothing to decide from.")
+    described = parse_tools(tools) if tools is not None else ()
+    by_name = {option.name: option for option in described}
+    used: set[str] = set()
+    fields = []
+    for name, info in signature.output_fields.items():
+        if info.annotation is str:
+            options = described
+            if not options:
+                raise RouteError(
+                    f"Output field {name!r} is a plain str. If it names a tool, pass tools=[...]; if it takes one of "
+                    f"a few values, declare them: {name}: Literal[...]. Free text needs an LM: keep a dspy.Predict "
+                    "for this field."
+                )
+        else:
+            declared = _enum_options(info.annotation) or declared_options(info)
+            if declared is None:
+                raise RouteError(
+                    f"Output field {name!r} has type {_type_name(info.annotation)}, which is not a decision. A route "
+                    "decides Literal[...], bool, Enum, Choice[...], Noul, or a str field whose options come from "
+                    "tools=. Leave other fields to a dspy.Predict with a signature of their own."
+                )
+            options = tuple(_described(option, by_name) for option in declared)
+        used.update(option.name for option in options)
+        if len(options) < 2:
+            raise RouteError(
+                f"Output field {name!r} has one option, {options[0].name!r}: there is nothing to decide. "
+                "Give at least two."
+            )
+        require_distinct(options, f"Output field {name!r}")
+        fields.append(DecisionField(name, options, info))
+    if strays := [name for name in by_name if name not in used]:
+        raise RouteError(
+            f"Tools {strays} are no option of any output field; the fields list "
+            f"{ {field.name: field.option_names for field in fields} }. Rename the tools or add them to the type."
+        )
+    return tuple(fields)
+
+
+def input_text(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> str:
+    """The text a route reads for a call.
+
+    One input field is used as it is. Several are joined, in the signature's order, one `name: value` a line;
+    empty ones are left out. Values that are not strings are serialised the way DSPy's adapters do it.
+
+    Raises:
+        RouteError: If a required input is missing or an input is unknown.
+
+    Example:
+        >>> signature = dspy.Signature("question, hints: list[str] -> tool: bool")
+        >>> print(input_text(signature, {"question": "How far is it?", "hints": ["a map", "a car"]}))
+        question: How far is it?
+        hints: ["a map", "a car"]
+    """
+    fields = signature.input_fields
+    if unknown := [name for name in inputs if name not in fields]:
+        raise RouteError(f"Unknown input {unknown}: the signature's inputs are {list(fields)}.")
+    parts = {}
+    for name, info in fields.items():
+        value = inputs.get(name, None if info.default is PydanticUndefined else info.default)
+        if name not in inputs and info.default is PydanticUndefined and not annotation_allows_none(info.annotation):
+            raise RouteError(f"Input {name!r} is missing: call the route with {', '.join(f'{f}=...' for f in fields)}.")
+        text = "" if value is None else str(format_field_value(info, value))
+        if text.strip():
+            parts[name] = text
+    if len(fields) == 1:
+        return next(iter(parts.values()), "")
+    return "\n".join(f"{name}: {text}" for name, text in parts.items())
+
+
+def _described(option: Option, by_name: Mapping[str, Option]) -> Option:
+    tool = by_name.get(option.name)
+    if tool is None:
+        return option
+    return replace(option, description=tool.description or option.description, arguments=tool.arguments)
+
+
+def _enum_options(annotation: Any) -> tuple[Option, ...] | None:
+    if not isinstance(annotation, enum.EnumMeta):
+        return None
+    return tuple(Option(str(member.value), value=member) for member in annotation)  # type: ignore[var-annotated]
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

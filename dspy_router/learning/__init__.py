@@ -1,0 +1,1 @@
+"""How a head learns: tensors in, tensors out. Nothing here knows DSPy."""

@@ -1,0 +1,137 @@
+"""Fitting a head to vectors and rows.
+
+The objective is convex, since the logits are linear in everything that is learned:
+
+    mean over rows of loss(logits, row)  +  (λ / 2n) · s² · (‖w‖² + ‖M‖²),    λ = penalty · sqrt(n / k)
+
+for n rows, k options and the prior's scale s. The penalty pulls the head towards its descriptions; its growth
+with the square root of the rows an option was chosen with `penalty` on CLINC150's validation rows and held-out
+BANKING77 training rows, from 5 examples an option to all of them. L-BFGS on all rows at once finds the
+optimum in a few dozen passes.
+
+Input vectors are centred while fitting and the shift is folded into the bias afterwards: sentence vectors
+share a large common part, which otherwise makes the problem badly conditioned.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dspy_router.heads import OptionHead
+from dspy_router.learning.rows import TargetRows
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a head is fitted.
+
+    Attributes:
+        penalty: Strength of the pull towards the descriptions; see the module's text. Non-negative.
+        max_iterations: Most L-BFGS iterations.
+        tolerance: Stop when a block of iterations lowers the objective by less than this share of itself.
+        patience: With validation rows, stop after so many blocks in which their loss did not fall.
+    """
+
+    penalty: float = 0.008
+    max_iterations: int = 100
+    tolerance: float = 3e-3
+    patience: int = 3
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit did: iterations run, the objective at its end, and the validation loss kept, if there was any."""
+
+    iterations: int
+    objective: float
+    validation_loss: float | None = None
+
+
+BLOCK = 5  # L-BFGS iterations between looks at the stopping rules
+
+
+def fit_head(
+    head: OptionHead,
+    vectors: np.ndarray,
+    rows: TargetRows,
+    *,
+    validation: tuple[np.ndarray, TargetRows] | None = None,
+    settings: FitSettings | None = None,
+    on_block: Callable[[int], object] | None = None,
+) -> FitResult:
+    """Fit a head in place, from where it stands; its temperature becomes 1.
+
+    Args:
+        head: The head, over k options of dimension d.
+        vectors: Float32 [n, d], the inputs' unit vectors.
+        rows: What is known of each input.
+        validation: Vectors and rows that stop the fit early; the best parameters on them are kept.
+        settings: Defaults to `FitSettings()`.
+        on_block: Called with the number of iterations after each block, e.g. a progress bar's `update`.
+
+    Raises:
+        ValueError: If there are no rows, or their number is not that of the vectors.
+
+    Example:
+        >>> head = OptionHead(torch.eye(2))
+        >>> vectors = np.eye(2, dtype=np.float32)
+        >>> _ = fit_head(head, vectors, TargetRows.from_labels(np.array([1, 0]), 2))
+        >>> head.policy(vectors).argmax(axis=1).tolist()
+        [1, 0]
+    """
+    if len(rows) == 0 or len(rows) != len(vectors):
+        raise ValueError(f"{len(vectors)} vectors and {len(rows)} rows: give as many of both, at least one.")
+    settings = settings or FitSettings()
+    loss, validation_loss = rows.loss(), validation[1].loss() if validation else None
+    center = vectors.mean(axis=0)
+    centered = torch.from_numpy(vectors - center)
+    validation_vectors = torch.from_numpy(validation[0] - center) if validation else None
+    shift = torch.from_numpy(center)
+    count = float(rows.weight.sum())
+    strength = settings.penalty * (count / len(head.bias)) ** 0.5 * float(head.scale) ** 2 / count
+
+    with torch.no_grad():
+        head.temperature.fill_(1.0)
+        head.bias.add_(head.linear()[0] @ shift)  # the bias as the centred vectors need it
+    parameters = [head.weight, head.bias, head.shared_map]
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=BLOCK, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-6,
+        tolerance_change=0.0,
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        objective = loss(head(centered))
+        objective = objective + 0.5 * strength * (head.weight.square().sum() + head.shared_map.square().sum())
+        objective.backward()
+        return objective
+
+    best: tuple[float, list[Tensor]] | None = None
+    previous, worse, iterations = float("inf"), 0, 0
+    while iterations < settings.max_iterations:
+        objective = float(optimizer.step(closure).detach())  # the value at the block's start
+        iterations += BLOCK
+        if on_block is not None:
+            on_block(BLOCK)
+        if validation_vectors is not None and validation_loss is not None:
+            with torch.no_grad():
+                value = float(validation_loss(head(validation_vectors)))
+            if best is None or value < best[0]:
+                best, worse = (value, [parameter.detach().clone() for parameter in parameters]), 0
+            else:
+                worse += 1
+                if worse >= settings.patience:
+                    break
+        if previous - objective < settings.tolerance * abs(objective):
+            break
+        previous = objective
+    with torch.no_grad():
+        if best is not None:
+            for parameter, kept in zip(parameters, best[1], strict=True):
+                parameter.copy_(kept)
+        head.bias.sub_(head.linear()[0] @ shift)
+    optimizer.zero_grad()
+    return FitResult(iterations, objective, best[0] if best else None)

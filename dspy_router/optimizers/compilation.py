@@ -1,0 +1,276 @@
+"""One compile of `RouteFinetune`, step by step: gather feedback, fit, guard, report."""
+
+import copy
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import dspy
+from tqdm.auto import tqdm
+
+from dspy_router.errors import RouteError
+from dspy_router.feedback import Feedback
+from dspy_router.optimizers.exploration import explore
+from dspy_router.optimizers.finetune import FinetuneSettings
+from dspy_router.optimizers.learner import FieldRows, field_rows, fit_routes
+from dspy_router.optimizers.report import FinetuneReport
+from dspy_router.optimizers.rollout_log import RolloutLog
+from dspy_router.optimizers.rollouts import Job, Rollout, RolloutRunner, example_key
+from dspy_router.optimizers.sources import (
+    SiteTexts,
+    has_labels,
+    label_feedback,
+    likely_texts,
+    site_texts,
+    teacher_feedback,
+)
+from dspy_router.parameter import RouteParameter
+from dspy_router.route import DifferentiableRoute
+
+Examples = list[dspy.Example]
+
+
+class Compilation:
+    """The state of one compile; `run` returns the program and sets `report`.
+
+    Raises:
+        RouteError: If the program holds no route, or the examples are unusable.
+    """
+
+    def __init__(
+        self,
+        settings: FinetuneSettings,
+        student: dspy.Module,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | None,
+        valset: Sequence[dspy.Example] | None,
+    ) -> None:
+        self.settings = settings
+        self.trainset, self.valset = list(trainset), list(valset or [])
+        self.teacher = teacher
+        _check_examples(self.trainset, "trainset")
+        if self.valset:
+            _check_examples(self.valset, "valset")
+        self.program = student.deepcopy()
+        self.routes = find_routes(self.program)
+        self.feedback: list[Feedback] = []
+        self.set_aside: Counter[str] = Counter()
+        self.report: FinetuneReport | None = None
+        self.runner = RolloutRunner(
+            self.program,
+            self.routes,
+            settings.metric,
+            num_threads=settings.num_threads,
+            failure_score=settings.failure_score,
+            max_errors=settings.max_errors,
+            log=RolloutLog(settings.log_dir) if settings.log_dir else None,
+        )
+
+    def run(self) -> dspy.Module:
+        """Gather, fit, guard; returns the program with the better of the student's and the trained heads."""
+        started = time.perf_counter()
+        self.budget(0)
+        self.warm()
+        student = {name: copy.deepcopy(route.learned) for name, route in self.routes.items()}
+        validation_before = self.validate("validation of the student")
+        self.gather()
+        rows = self.rows()
+        if not rows:
+            raise RouteError(
+                f"Nothing was learned: {len(self.feedback)} rows of feedback say nothing about any option "
+                f"(set aside: {dict(self.set_aside)}). Raise max_metric_calls, or check that the metric ever reaches "
+                f"best_reward={self.settings.best_reward}."
+            )
+        fit_routes(rows, field_rows(self.routes, self.labels(self.valset)), seed=self.settings.seed)
+        train_after = agreement(rows)
+        validation_after = self.validate("validation of the trained program")
+        trained = {name: route.learned for name, route in self.routes.items()}
+        self.use(student)
+        train_before = agreement(self.rows())
+        before, after, basis = train_before, train_after, "the training rows (no valset to check on)"
+        if validation_before is not None and validation_after is not None:
+            before, after, basis = validation_before, validation_after, f"{len(self.valset)} validation examples"
+        helped = after >= before
+        if helped:
+            self.use(trained)
+        self.report = FinetuneReport(
+            rows=dict(Counter(row.source for row in self.feedback)),
+            set_aside=dict(+self.set_aside),
+            train_before=train_before,
+            train_after=train_after if helped else train_before,
+            validation_before=validation_before,
+            validation_after=validation_after if helped else validation_before,
+            validation_candidate=validation_after,
+            kept="trained" if helped else "student",
+            reason=f"{after:.3f} {'is no worse than' if helped else 'is worse than'} {before:.3f} on {basis}",
+            seconds=time.perf_counter() - started,
+            seed=self.settings.seed,
+            **self.spent(),
+        )
+        if self.settings.log_dir is not None:
+            report = json.dumps(self.report.to_dict(), indent=2)
+            (self.settings.log_dir / "report.json").write_text(report + "\n", encoding="utf-8")
+        return self.program
+
+    def gather(self) -> None:
+        """Fill `feedback` from the labels, then the teacher, then rollouts for what is still unsettled."""
+        settings = self.settings
+        labelled = has_labels(self.routes, self.trainset)
+        if not labelled and self.teacher is None and settings.metric is None:
+            fields = sorted({field.name for route in self.routes.values() for field in route.fields})
+            raise RouteError(
+                "There is nothing to learn from: give RouteFinetune a metric, compile with a teacher, or put an output "
+                f"field ({', '.join(fields)}) into the examples."
+            )
+        self.feedback += self.labels(self.trainset)
+        if self.teacher is not None:
+            taught = teacher_feedback(
+                self.teacher,
+                self.routes,
+                self.unsettled(),
+                metric=settings.metric,
+                metric_threshold=settings.metric_threshold,
+                num_threads=settings.num_threads,
+                max_errors=self.runner.max_errors,
+            )
+            self.feedback += taught.rows
+            self.set_aside["teacher runs the metric refused"] += taught.refused
+            self.set_aside["teacher runs that raised"] += taught.failed
+            self.set_aside["teacher decisions for no option"] += taught.unknown
+        if settings.metric is not None and (unsettled := self.unsettled()):
+            self.explore(unsettled)
+
+    def explore(self, examples: Examples) -> None:
+        """Spend the budget on examples that nothing has settled yet."""
+        known, total, finished = len(self.feedback), 0.0, 0
+        budget = self.budget(len(examples))
+        texts: SiteTexts | list[None] = [None] * len(examples)
+        if self.routes.get("self") is self.program:
+            texts = site_texts(self.program, self.routes, examples, self.settings.num_threads)
+
+        def fit(explored: list[Feedback]) -> None:
+            self.feedback[known:] = explored
+            fit_routes(self.rows(), seed=self.settings.seed)
+
+        def on_done(rollout: Rollout) -> None:
+            nonlocal total, finished
+            total, finished = total + rollout.reward, finished + 1
+            bar.set_postfix(score=f"{total / finished:.3f}", refresh=False)
+            bar.update()
+
+        if known:
+            fit([])
+        with tqdm(total=budget, desc="rollouts", unit="run") as bar:
+            self.feedback[known:] = explore(
+                self.runner,
+                self.routes,
+                examples,
+                texts,
+                budget=budget,
+                best_reward=self.settings.best_reward,
+                seed=self.settings.seed,
+                fit=fit,
+                on_done=on_done,
+            )
+
+    def budget(self, examples: int) -> int:
+        """Rollouts there are for so many examples, the validation passes already taken off.
+
+        Raises:
+            RouteError: If the budget does not cover the validation passes.
+        """
+        calls, passes = self.settings.max_metric_calls, 2 * len(self.valset) if self.settings.metric else 0
+        if calls is None:
+            return 2 * examples
+        if calls < passes:
+            raise RouteError(
+                f"max_metric_calls={calls} does not cover scoring the {len(self.valset)} validation examples before "
+                f"and after ({passes} calls). Raise it, or give a smaller valset."
+            )
+        return calls - passes
+
+    def validate(self, phase: str) -> float | None:
+        """Mean score on the validation set: the metric's, or without a metric the share of labels matched."""
+        if not self.valset:
+            return None
+        if self.settings.metric is None:
+            rows = field_rows(self.routes, self.labels(self.valset))
+            return agreement(rows) if rows else None
+        with tqdm(total=len(self.valset), desc=phase, unit="run", delay=2) as bar:
+            jobs = [Job(index) for index in range(len(self.valset))]
+            rollouts = self.runner.run(jobs, self.valset, phase=phase, on_done=lambda _: bar.update())
+        return sum(rollout.reward for rollout in rollouts) / len(rollouts)
+
+    def warm(self) -> None:
+        """Encode in batches the texts the routes will probably read, so that rollouts find them in the cache."""
+        batches = partial(tqdm, desc="encoding", unit="batch", delay=2)
+        for route in self.routes.values():
+            texts = likely_texts(route, [*self.trainset, *self.valset])
+            route.encoder.encode([text for text in texts if text is not None], progress=batches)
+
+    def labels(self, examples: Examples) -> list[Feedback]:
+        """A row for every gold label in the examples."""
+        if not has_labels(self.routes, examples):
+            return []
+        texts = site_texts(self.program, self.routes, examples, self.settings.num_threads)
+        return label_feedback(self.routes, examples, texts)
+
+    def rows(self) -> list[FieldRows]:
+        """The feedback so far as rows to fit."""
+        return field_rows(self.routes, self.feedback, best_reward=self.settings.best_reward)
+
+    def unsettled(self) -> Examples:
+        """Training examples that no feedback speaks of yet."""
+        settled = {row.example for row in self.feedback}
+        return [example for example in self.trainset if example_key(example) not in settled]
+
+    def use(self, learned: dict[str, RouteParameter]) -> None:
+        """Put other heads into the routes."""
+        for name, route in self.routes.items():
+            route.learned = learned[name]
+
+    def spent(self) -> dict[str, Any]:
+        """What the runs cost, as the report names it."""
+        finished = self.runner.finished
+        costs = [rollout.cost for rollout in finished]
+        return {
+            "rollouts": len(finished),
+            "errors": sum(rollout.error is not None for rollout in finished),
+            "tokens": sum(rollout.tokens for rollout in finished),
+            "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
+        }
+
+
+def find_routes(program: dspy.Module) -> dict[str, DifferentiableRoute]:
+    """Every route in a program by the name `named_sub_modules` gives it; a bare route is `self`.
+
+    Raises:
+        RouteError: If there is none.
+    """
+    routes = dict(program.named_sub_modules(type_=DifferentiableRoute))
+    if not routes:
+        raise RouteError(
+            f"The program {type(program).__name__} holds no DifferentiableRoute. Put one in, for example with "
+            "replace_predictor(program, path)."
+        )
+    return routes
+
+
+def _check_examples(examples: Sequence[Any], name: str) -> None:
+    if not examples:
+        raise RouteError(f"The {name} is empty: give at least one dspy.Example.")
+    for example in examples:
+        if not isinstance(example, dspy.Example) or example._input_keys is None:
+            raise RouteError(
+                f"An entry of the {name} is no dspy.Example with inputs: {str(example)[:80]}. "
+                "Mark the inputs: dspy.Example(...).with_inputs('request')."
+            )
+
+
+def agreement(rows: Sequence[FieldRows]) -> float:
+    """Share of decisions about which something is known that the heads get right."""
+    counts = [len(entry.rows) for entry in rows]
+    return sum(entry.agreement() * count for entry, count in zip(rows, counts, strict=True)) / max(1, sum(counts))

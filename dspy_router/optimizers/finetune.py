@@ -1,0 +1,128 @@
+"""`RouteFinetune`: the optimizer that trains the routes of a program."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dspy
+from dspy.teleprompt.teleprompt import Teleprompter
+
+from dspy_router.errors import RouteError
+from dspy_router.feedback import Feedback
+from dspy_router.optimizers.rollouts import Metric
+
+if TYPE_CHECKING:
+    from dspy_router.optimizers.report import FinetuneReport
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """The settings of a `RouteFinetune`; its docstring says what each means."""
+
+    metric: Metric | None
+    max_metric_calls: int | None
+    num_threads: int | None
+    metric_threshold: float | None
+    best_reward: float
+    failure_score: float
+    max_errors: int | None
+    seed: int
+    log_dir: Path | None
+
+
+class RouteFinetune(Teleprompter):
+    """Train every route of a program from labels, a teacher's runs and the program's own metric.
+
+    Rollouts are paid only for examples that neither a label nor the teacher settles.
+
+    Args:
+        metric: `metric(example, prediction)` returns a bool, a number or a `dspy.Prediction` with `score`. It
+            scores rollouts, filters the teacher's runs and guards the result on the validation set.
+        max_metric_calls: Most runs of the program scored by the metric, the two passes over the validation
+            set included. By default twice the examples to explore, and the validation passes.
+        num_threads: As in `dspy.Evaluate`.
+        metric_threshold: As in `dspy.BootstrapFewShot`: a teacher's run is kept from this score on; by
+            default unless it scored zero.
+        best_reward: The score at which a rollout needs no better.
+        failure_score: The score of a rollout that raised.
+        max_errors: Stop after so many rollouts that raised; DSPy's setting by default.
+        seed: With the same seed and data, the same result.
+        log_dir: Finished rollouts are kept in `rollouts.jsonl` there, and taken from it by a later compile with
+            the same examples; the report goes to `report.json`.
+
+    After `compile`, `report` is a `FinetuneReport` and `feedback` the rows learned from; after a compile that
+    stopped with an error, `feedback` holds what was gathered by then.
+
+    Example:
+        >>> import dspy, numpy as np
+        >>> from dspy_router import DifferentiableRoute, RouteFinetune
+        >>> letters = lambda texts: np.array([[text.count(c) for c in "abcdefghij"] for text in texts])
+        >>> route = DifferentiableRoute("text -> kind", tools=["x", "y"], encoder=letters)
+        >>> trainset = [
+        ...     dspy.Example(text=text, kind=kind).with_inputs("text")
+        ...     for text, kind in [("abba", "x"), ("baa", "x"), ("fig", "y"), ("jig", "y")]
+        ... ]
+        >>> trained = RouteFinetune().compile(route, trainset=trainset)
+        >>> trained(text="babba").kind, trained(text="gif").kind
+        ('x', 'y')
+    """
+
+    def __init__(
+        self,
+        metric: Metric | None = None,
+        *,
+        max_metric_calls: int | None = None,
+        num_threads: int | None = None,
+        metric_threshold: float | None = None,
+        best_reward: float = 1.0,
+        failure_score: float = 0.0,
+        max_errors: int | None = None,
+        seed: int = 0,
+        log_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        if max_metric_calls is not None and max_metric_calls < 0:
+            raise RouteError(f"max_metric_calls={max_metric_calls} is negative; give a number of rollouts.")
+        self.settings = FinetuneSettings(
+            metric=metric,
+            max_metric_calls=max_metric_calls,
+            num_threads=num_threads,
+            metric_threshold=metric_threshold,
+            best_reward=best_reward,
+            failure_score=failure_score,
+            max_errors=max_errors,
+            seed=seed,
+            log_dir=Path(log_dir) if log_dir else None,
+        )
+        self.report: FinetuneReport | None = None
+        self.feedback: list[Feedback] = []
+
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+    ) -> dspy.Module:
+        """Return a copy of the student with trained routes; the student is left as it was.
+
+        Args:
+            student: A route, or any module with routes in it.
+            trainset: Examples with inputs set. Those that have a route's output field are gold labels.
+            teacher: A program whose decisions are learned, such as the one with the LM planner.
+            valset: Examples on which the result must be no worse than the student. Without a valset the
+                training rows stand in, which is a weaker check; the report says so.
+
+        Raises:
+            RouteError: If there is nothing to learn from or a label is no option, or when `max_errors` rollouts
+                have raised.
+        """
+        from dspy_router.optimizers.compilation import Compilation  # brings torch
+
+        compilation = Compilation(self.settings, student, trainset, teacher, valset)
+        self.report, self.feedback = None, compilation.feedback
+        program = compilation.run()
+        self.report = compilation.report
+        return program

@@ -1,0 +1,53 @@
+"""Rollouts on disk: each is written as it ends, so that nothing paid for is lost or paid twice."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+
+class RolloutLog:
+    """An append-only JSONL file of finished rollouts, each found again by what was run.
+
+    A line cut short by a crash is passed over; the rollout it stood for is run again.
+
+    Args:
+        folder: Created if missing; the file in it is `rollouts.jsonl`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "rollouts.jsonl"
+        self._lock = threading.Lock()
+        self._known: dict[str, str] = {}
+        if self.path.exists():
+            text = self.path.read_text(encoding="utf-8")
+            for line in text.splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._known[entry["key"]] = json.dumps(entry["rollout"], ensure_ascii=False)
+                except (ValueError, KeyError, TypeError):
+                    continue
+            if text and not text.endswith("\n"):
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write("\n")
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, phase: str, example: str, forced: list[list[Any]]) -> str | None:
+        """The JSON of the rollout that ran this, or None."""
+        return self._known.get(_key(phase, example, forced))
+
+    def append(self, phase: str, example: str, forced: list[list[Any]], rollout: str) -> None:
+        """Write one rollout's JSON and flush it."""
+        key = _key(phase, example, forced)
+        line = json.dumps({"key": key, "rollout": json.loads(rollout)}, ensure_ascii=False)
+        with self._lock:
+            self._known[key] = rollout
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def _key(phase: str, example: str, forced: list[list[Any]]) -> str:
+    return json.dumps([phase, example, forced], ensure_ascii=False)

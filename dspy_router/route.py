@@ -1,0 +1,205 @@
+"""`DifferentiableRoute`: a trained decision in the place of an LM planner."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.signatures.signature import ensure_signature
+
+from dspy_router.decisions import Decision, announce, overridden
+from dspy_router.encoders.base import Encoder
+from dspy_router.encoders.choose import as_encoder
+from dspy_router.errors import RouteError
+from dspy_router.fields import DecisionField, decision_fields, input_text
+from dspy_router.options import Tools
+from dspy_router.parameter import RouteParameter
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from dspy_router.heads import RouteHead
+
+# What `dspy.Predict` takes beside its inputs: meaningless to a route, accepted so that call sites need no change.
+PREDICT_ARGUMENTS = ("config", "demos", "lm", "signature")
+
+
+class DifferentiableRoute(dspy.Module):
+    """Decide the output fields of a signature with a small trained head on frozen sentence embeddings.
+
+    Call it as a `dspy.Predict`. Before training it decides by the options' descriptions; `RouteFinetune` trains it.
+
+    Args:
+        signature: Inputs and outputs. Each output is `Literal[...]`, `bool`, an `Enum`, `Choice[...]`, `Noul`,
+            or a `str` whose options come from `tools`.
+        tools: `dspy.Tool`s, callables, names, `(name, description)` pairs or a name-to-description dict.
+        encoder: The name of a sentence-transformers model, an encoder, or a callable from a list of strings
+            to an array; all-MiniLM-L6-v2 by default.
+        callbacks: DSPy callbacks of this module.
+
+    Raises:
+        RouteError: If an output field is no decision, or the options are unusable.
+
+    Example:
+        >>> from dspy_router import DifferentiableRoute
+        >>> def get_weather(city): "The weather forecast for a city."
+        >>> def play_music(artist): "Play songs by an artist."
+        >>> route = DifferentiableRoute("request -> tool", tools=[get_weather, play_music])
+        >>> prediction = route(request="will it rain in Oslo tomorrow?")
+        >>> prediction.tool, prediction.decision.name, prediction.confidence > 0.5
+        ('get_weather', 'get_weather', True)
+    """
+
+    def __init__(
+        self,
+        signature: str | type[dspy.Signature],
+        tools: Tools | None = None,
+        *,
+        encoder: Encoder | str | Callable[[list[str]], Any] | None = None,
+        callbacks: list[Any] | None = None,
+    ) -> None:
+        super().__init__(callbacks=callbacks)
+        self.signature = ensure_signature(signature)
+        self.learned = RouteParameter(decision_fields(self.signature, tools), as_encoder(encoder))
+
+    # DSPy leaves a sub-module that is marked compiled out of its parent's state: a route is never marked.
+    _compiled = property(lambda self: False, lambda self, value: None)
+
+    @property
+    def fields(self) -> tuple[DecisionField, ...]:
+        """The decisions this route makes, in the signature's order."""
+        return self.learned.fields
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, shared with every copy of this route."""
+        return self.learned.encoder
+
+    @property
+    def head(self) -> "RouteHead":
+        """The trainable `torch.nn.Module`."""
+        return self.learned.head
+
+    def __call__(self, *args: Any, **inputs: Any) -> dspy.Prediction:
+        """Decide for one input; see the class.
+
+        Returns:
+            A prediction with the declared fields typed as declared and `decisions` (field to `Decision`); with
+            one field also `decision`, `probabilities` (name to float) and `confidence`. A declared field of
+            such a name takes its place.
+        """
+        return super().__call__(**self._checked(args, inputs))
+
+    async def acall(self, *args: Any, **inputs: Any) -> dspy.Prediction:
+        """`__call__` for async code: the event loop is free while the encoder runs."""
+        return await super().acall(**self._checked(args, inputs))
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Decide for one input; call the route itself, so that callbacks see it."""
+        text = self.text(inputs)
+        return self._decide(text, self.encoder.encode_one(text))
+
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """`forward` for async code."""
+        text = self.text(inputs)
+        return self._decide(text, await self.encoder.aencode_one(text))
+
+    def batch(self, examples: Sequence[Any], *args: Any, **settings: Any) -> Any:
+        """Decide for many inputs in one encoder pass.
+
+        Args:
+            examples: `dspy.Example`s (their inputs are used) or dicts.
+            *args: With `settings`, the thread settings of `dspy.Module.batch`. There are no threads to set here;
+                `return_failed_examples=True` takes DSPy's own way, one call an example.
+            **settings: As above.
+
+        Returns:
+            One prediction an example, in order.
+        """
+        if settings.get("return_failed_examples"):
+            return super().batch(list(examples), *args, **settings)
+        texts = [self.text(_inputs(example)) for example in examples]
+        vectors = self.encoder.encode(texts)
+        return [self._decide(text, vector) for text, vector in zip(texts, vectors, strict=True)]
+
+    def logits(self, inputs: Sequence[Any], field: str | None = None) -> "torch.Tensor":
+        """Logits [n, k] of texts, dicts or examples, differentiable in the head's parameters.
+
+        Args:
+            inputs: Texts are taken as they are; dicts and examples become text as in a call.
+            field: Which field's logits; needed only if the route decides several.
+
+        Raises:
+            RouteError: If `field` is unknown, or missing where there are several.
+        """
+        names = [decided.name for decided in self.fields]
+        if (field is None and len(names) > 1) or (field is not None and field not in names):
+            raise RouteError(f"field={field!r}: this route decides {names}; name one of them.")
+        texts = [entry if isinstance(entry, str) else self.text(_inputs(entry)) for entry in inputs]
+        logits: torch.Tensor = self.head[field or names[0]](self.vectors(texts))
+        return logits
+
+    def vectors(self, texts: Sequence[str]) -> "torch.Tensor":
+        """The encoder's vectors [n, d]; differentiable only where the encoder is trainable."""
+        import torch
+
+        if self.encoder.trainable:
+            network, ids = self.encoder.network, self.encoder.token_ids(list(texts))  # type: ignore[attr-defined]
+            trained: torch.Tensor = network(ids)
+            return trained
+        return torch.from_numpy(self.encoder.encode(texts))
+
+    def text(self, inputs: Mapping[str, Any]) -> str:
+        """The text the encoder reads for a call's inputs; the template is `dspy_router.fields.input_text`."""
+        return input_text(self.signature, inputs)
+
+    def _checked(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
+        names = list(self.signature.input_fields)
+        if args:
+            raise RouteError(
+                "A route takes keyword inputs, as dspy.Predict does: "
+                f"route({', '.join(f'{name}=...' for name in names)})."
+            )
+        return {name: value for name, value in inputs.items() if name in names or name not in PREDICT_ARGUMENTS}
+
+    def _decide(self, text: str, vector: "np.ndarray") -> dspy.Prediction:
+        outputs: dict[str, Any] = {}
+        decisions: dict[str, Decision] = {}
+        for field in self.fields:
+            policy = self.head[field.name].policy(vector)
+            probabilities = dict(zip(field.option_names, policy.tolist(), strict=True))
+            index, propensity = overridden(self, field.name, probabilities) or (int(policy.argmax()), 1.0)
+            name = field.option_names[index]
+            decision = Decision(
+                field=field.name,
+                name=name,
+                probabilities=probabilities,
+                confidence=probabilities[name],
+                propensity=propensity,
+                text=text,
+                empty_input=not text.strip(),
+            )
+            announce(self, decision)
+            decisions[field.name] = decision
+            outputs[field.name] = field.typed(index, probabilities, decision.confidence)
+        evidence: dict[str, Any] = {"decisions": decisions}
+        if len(decisions) == 1:
+            evidence |= {
+                "decision": decision,
+                "probabilities": decision.probabilities,
+                "confidence": decision.confidence,
+            }
+        return dspy.Prediction(**outputs, **{name: value for name, value in evidence.items() if name not in outputs})
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{field.name} among {len(field.options)}" for field in self.fields)
+        return f"DifferentiableRoute({sizes})"
+
+
+def _inputs(example: Any) -> Mapping[str, Any]:
+    if isinstance(example, dspy.Example):
+        inputs: Mapping[str, Any] = example.inputs().toDict() if example._input_keys is not None else example.toDict()
+        return inputs
+    if isinstance(example, Mapping):
+        return example
+    raise RouteError(f"{example!r} is no input: give a dspy.Example, or a dict of the signature's inputs.")
