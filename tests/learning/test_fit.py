@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from dspy_router.heads import OptionHead
+from dspy_router.learning.fit import FitSettings, fit_head
+from dspy_router.learning.rows import TargetRows
+
+
+def clusters(rows: int, options: int = 4, dimension: int = 16, noise: float = 0.4, seed: int = 0):
+    """Unit vectors around option centres that share a large common part, with labels; and those centres."""
+    random = np.random.default_rng(seed)
+    centers = np.random.default_rng(99).standard_normal((options, dimension)) + 2.0
+    labels = random.integers(options, size=rows)
+    vectors = centers[labels] + noise * 3 * random.standard_normal((rows, dimension))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32), labels, (centers / np.linalg.norm(centers, axis=1, keepdims=True)).astype("f4")
+
+
+def accuracy(head: OptionHead, vectors: np.ndarray, labels: np.ndarray) -> float:
+    return float((head.policy(vectors).argmax(1) == labels).mean())
+
+
+def test_fit_is_as_good_as_logistic_regression() -> None:
+    vectors, labels, _ = clusters(400)
+    test_vectors, test_labels, _ = clusters(2000, seed=1)
+    head = OptionHead(torch.zeros(4, 16))
+    fit_head(head, vectors, TargetRows.from_labels(labels, 4))
+    peer = LogisticRegression(C=10).fit(vectors, labels).score(test_vectors, test_labels)
+    assert accuracy(head, test_vectors, test_labels) > peer - 0.01
+
+
+def test_the_objective_is_convex_so_the_start_does_not_matter() -> None:
+    vectors, labels, centers = clusters(200)
+    settings = FitSettings(max_iterations=400, tolerance=1e-9)
+    policies = []
+    for start in (0.0, 1.0):
+        head = OptionHead(torch.from_numpy(centers))
+        torch.nn.init.constant_(head.weight, start)
+        fit_head(head, vectors, TargetRows.from_labels(labels, 4), settings=settings)
+        policies.append(head.policy(vectors))
+    np.testing.assert_allclose(*policies, atol=5e-3)
+
+
+def test_failures_alone_teach_the_option_that_is_left() -> None:
+    vectors, labels, _ = clusters(300)
+    possible = np.ones((300, 4), dtype=bool)
+    random = np.random.default_rng(0)
+    for row, label in enumerate(labels):
+        possible[row, random.permutation([option for option in range(4) if option != label])[:2]] = False
+    rows = TargetRows(possible, np.zeros((300, 4), np.float32), np.ones(300, np.float32))
+    head = OptionHead(torch.zeros(4, 16))
+    fit_head(head, vectors, rows)
+    assert accuracy(head, vectors, labels) > 0.9
+
+
+def test_soft_targets_are_matched() -> None:
+    vectors = np.eye(2, 8, dtype=np.float32).repeat(50, axis=0)
+    soft = np.array([[0.8, 0.2], [0.3, 0.7]], np.float32).repeat(50, axis=0)
+    rows = TargetRows(np.ones((100, 2), bool), soft, np.ones(100, np.float32))
+    head = OptionHead(torch.zeros(2, 8))
+    fit_head(head, vectors, rows)
+    np.testing.assert_allclose(head.policy(vectors), soft, atol=0.03)
+
+
+def test_weights_count_as_repeated_rows() -> None:
+    vectors, labels, centers = clusters(60)
+    settings = FitSettings(max_iterations=400, tolerance=1e-9)
+    weight = np.where(np.arange(60) < 20, 3.0, 1.0).astype(np.float32)
+    rows = TargetRows.from_labels(labels, 4)
+    weighted, repeated = OptionHead(torch.from_numpy(centers)), OptionHead(torch.from_numpy(centers))
+    fit_head(weighted, vectors, TargetRows(rows.possible, rows.soft, weight), settings=settings)
+    index = np.repeat(np.arange(60), weight.astype(int))
+    fit_head(repeated, vectors[index], TargetRows.from_labels(labels[index], 4), settings=settings)
+    np.testing.assert_allclose(weighted.policy(vectors), repeated.policy(vectors), atol=5e-3)
+
+
+def test_validation_rows_stop_the_fit_and_keep_the_best() -> None:
+    vectors, labels, _ = clusters(40, noise=1.5)
+    held_vectors, held_labels, _ = clusters(400, noise=1.5, seed=5)
+    held_rows = TargetRows.from_labels(held_labels, 4)
+    loose = FitSettings(penalty=1e-6, max_iterations=300, tolerance=0.0)
+    free, stopped = OptionHead(torch.zeros(4, 16)), OptionHead(torch.zeros(4, 16))
+    long = fit_head(free, vectors, TargetRows.from_labels(labels, 4), settings=loose)
+    short = fit_head(
+        stopped, vectors, TargetRows.from_labels(labels, 4), validation=(held_vectors, held_rows), settings=loose
+    )
+    assert short.iterations < long.iterations
+
+    def loss(head: OptionHead) -> float:
+        with torch.no_grad():
+            return float(held_rows.loss()(head(torch.from_numpy(held_vectors))))
+
+    assert loss(stopped) < loss(free)
+    assert short.validation_loss == pytest.approx(loss(stopped), rel=1e-3)
+
+
+def test_the_shared_map_serves_an_option_without_rows() -> None:
+    # Inputs are a fixed rotation of the descriptions: learned on some options, it holds for the others.
+    random = np.random.default_rng(3)
+    descriptions = np.linalg.qr(random.standard_normal((16, 16)))[0][:12].astype(np.float32)
+    rotation = np.linalg.qr(random.standard_normal((16, 16)))[0].astype(np.float32)
+    seen = np.arange(10).repeat(20)
+    vectors = descriptions[seen] @ rotation + 0.05 * random.standard_normal((200, 16)).astype(np.float32)
+    head = OptionHead(torch.from_numpy(descriptions))
+    fit_head(head, vectors, TargetRows.from_labels(seen, 12))
+    mapped = (
+        torch.from_numpy(descriptions @ rotation) @ (torch.eye(16) + head.shared_map.detach()) @ head.option_vectors.T
+    )
+    assert mapped[:10].argmax(1).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_rows_and_vectors_must_match(rows: int) -> None:
+    with pytest.raises(ValueError, match=f"2 vectors and {rows} rows"):
+        fit_head(OptionHead(torch.eye(2)), np.eye(2, dtype=np.float32), TargetRows.from_labels(np.zeros(rows, int), 2))
+
+
+def test_target_rows_check_their_shapes() -> None:
+    with pytest.raises(ValueError, match="Shapes do not fit"):
+        TargetRows(np.ones((2, 3), bool), np.zeros((2, 2), np.float32), np.ones(2, np.float32))
