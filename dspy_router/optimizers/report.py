@@ -58,11 +58,13 @@ class FinetuneReport:
         lines = [
             ["learned from", ", ".join(f"{count:,} {source} rows" for source, count in self.rows.items()), ""],
             ["training decisions right, before and after", share(self.train_before), share(self.train_after)],
-            ["validation score, before and after", share(self.validation_before), share(self.validation_after)],
             ["kept", self.kept, self.reason],
             ["rollouts", f"{self.rollouts:,} ({self.errors} raised)", cost],
             ["time", f"{self.seconds:.1f} s", f"seed {self.seed}"],
         ]
+        if self.validation_before is not None:
+            validation = ["validation score, before and after", share(self.validation_before)]
+            lines.insert(2, [*validation, share(self.validation_after)])
         if self.set_aside:
             aside = ", ".join(f"{count:,} {reason}" for reason, count in self.set_aside.items())
             lines.insert(1, ["set aside", aside, ""])
