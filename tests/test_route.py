@@ -165,11 +165,11 @@ def test_an_encoder_that_gives_nan_is_named_in_a_call() -> None:
 def test_a_decision_of_dspys_rich_types_carries_its_evidence(sentence_encoder: SentenceEncoder) -> None:
     from dspy.adapters.types.decision import Choice, Noul
 
-    team = Choice[("billing", "Payment and invoices"), ("technical", "The product fails")]
+    Team = Choice[("billing", "Payment and invoices"), ("technical", "The product fails")]
 
     class Ticket(dspy.Signature):
         message: str = dspy.InputField()
-        team: team = dspy.OutputField()
+        team: Team = dspy.OutputField()
         blocked: Noul = dspy.OutputField()
 
     prediction = DifferentiableRoute(Ticket, encoder=sentence_encoder)(message="my invoice is wrong")

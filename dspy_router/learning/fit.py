@@ -4,10 +4,12 @@ The objective is convex, since the logits are linear in everything that is learn
 
     mean over rows of loss(logits, row)  +  (λ / 2n) · s² · (‖w‖² + ‖M‖²),    λ = penalty · sqrt(n / k)
 
-for n rows, k options and the prior's scale s. The penalty pulls the head towards its descriptions; its growth
-with the square root of the rows an option was chosen with `penalty` on CLINC150's validation rows and held-out
-BANKING77 training rows, from 5 examples an option to all of them. L-BFGS on all rows at once finds the
-optimum in a few dozen passes.
+for n rows, k options and the prior's scale s. The penalty pulls the head towards its descriptions. The loss takes
+a margin off the logits of the right options, which makes up for the confidence that the penalty costs. Both were
+chosen on CLINC150's validation rows and held-out BANKING77 training rows, with 5 examples an option, 10 and all
+of them: hence the penalty's growth with the square root of the rows an option, and a margin of 2, which leaves
+accuracy as it is and brings the expected calibration error from 0.04-0.15 down to 0.01-0.07. L-BFGS on all rows
+at once finds the optimum in a few dozen passes.
 
 Input vectors are centred while fitting and the shift is folded into the bias afterwards: sentence vectors
 share a large common part, which otherwise makes the problem badly conditioned.
@@ -31,12 +33,14 @@ class FitSettings:
 
     Attributes:
         penalty: Strength of the pull towards the descriptions; see the module's text. Non-negative.
+        margin: Taken off the right options' logits while fitting. Non-negative.
         max_iterations: Most L-BFGS iterations.
         tolerance: Stop when a block of iterations lowers the objective by less than this share of itself.
         patience: With validation rows, stop after so many blocks in which their loss did not fall.
     """
 
     penalty: float = 0.008
+    margin: float = 2.0
     max_iterations: int = 100
     tolerance: float = 3e-3
     patience: int = 3
@@ -86,7 +90,7 @@ def fit_head(
     if len(rows) == 0 or len(rows) != len(vectors):
         raise ValueError(f"{len(vectors)} vectors and {len(rows)} rows: give as many of both, at least one.")
     settings = settings or FitSettings()
-    loss, validation_loss = rows.loss(), validation[1].loss() if validation else None
+    loss, validation_loss = rows.loss(settings.margin), validation[1].loss() if validation else None
     center = vectors.mean(axis=0)
     centered = torch.from_numpy(vectors - center)
     validation_vectors = torch.from_numpy(validation[0] - center) if validation else None

@@ -44,25 +44,34 @@ class TargetRows:
     def __len__(self) -> int:
         return len(self.weight)
 
-    def loss(self) -> "RowsLoss":
-        """The loss of logits for these rows, as a function."""
-        return RowsLoss(self)
+    def loss(self, margin: float = 0.0) -> "RowsLoss":
+        """The loss of logits for these rows, as a function; `margin` is that of `RowsLoss`."""
+        return RowsLoss(self, margin)
 
 
 class RowsLoss:
-    """The weighted mean loss of logits for rows, with the rows as tensors made once."""
+    """The weighted mean loss of logits for rows, with the rows as tensors made once.
 
-    def __init__(self, rows: TargetRows) -> None:
+    Args:
+        rows: At least one.
+        margin: Taken off the logits of the options that may be right before the loss, in rows without a teacher's
+            probabilities (the additive margin of Wang et al., "Additive Margin Softmax", 2018).
+    """
+
+    def __init__(self, rows: TargetRows, margin: float = 0.0) -> None:
         self._soft_rows = torch.from_numpy(rows.soft.sum(axis=1) > 0)
         self._labels = torch.from_numpy(rows.possible.argmax(axis=1))
         self._labelled = bool((rows.possible.sum(axis=1) == 1).all()) and not bool(self._soft_rows.any())
         self._possible = torch.from_numpy(rows.possible)
+        self._margin = margin * (self._possible & ~self._soft_rows[:, None]).float() if margin else None
         self._soft = torch.from_numpy(rows.soft)
         self._weight = torch.from_numpy(rows.weight / rows.weight.sum())
 
     def __call__(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
         """Loss of logits [n, k], or of the rows at `index` (int [m]) for logits [m, k]."""
         weight = self._weight if index is None else self._weight[index] / self._weight[index].sum()
+        if self._margin is not None:
+            logits = logits - (self._margin if index is None else self._margin[index])
         if self._labelled:
             labels = self._labels if index is None else self._labels[index]
             losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")

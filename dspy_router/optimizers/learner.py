@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
@@ -110,17 +111,20 @@ def fit_routes(
             continue
         head = entry.route.head[entry.field.name]
         held_out = by_field.get(id(head))
-        fit_head(
-            head,
-            entry.route.encoder.encode(entry.texts),
-            entry.rows,
-            validation=(held_out.route.encoder.encode(held_out.texts), held_out.rows) if held_out else None,
-            settings=settings,
-        )
+        with tqdm(desc=f"fitting {entry.field.name}", unit="iteration", delay=2, leave=False) as bar:
+            fit_head(
+                head,
+                entry.route.encoder.encode(entry.texts),
+                entry.rows,
+                validation=(held_out.route.encoder.encode(held_out.texts), held_out.rows) if held_out else None,
+                settings=settings,
+                on_block=bar.update,
+            )
     for entries in networks.values():
         encoder = entries[0].route.encoder
         tasks = [
             NetworkTask(entry.route.head[entry.field.name], encoder.token_ids(entry.texts), entry.rows)  # type: ignore[attr-defined]
             for entry in entries
         ]
-        fit_network(encoder.network, tasks, settings=NetworkFitSettings(seed=seed))  # type: ignore[attr-defined]
+        with tqdm(desc="fitting the token encoder", unit="epoch", delay=2, leave=False) as bar:
+            fit_network(encoder.network, tasks, settings=NetworkFitSettings(seed=seed), on_epoch=bar.update)  # type: ignore[attr-defined]
