@@ -1,8 +1,10 @@
 """How many threads torch uses for small work, without touching the user's torch settings."""
 
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 # Below this many multiplications a second intra-op thread gains nothing, and on busy cores it can cost forty times.
@@ -13,13 +15,18 @@ SMALL_WORK = 50_000_000
 def threads_for(multiplications: int) -> Iterator[None]:
     """One intra-op thread inside the block if the work is small, else as many as the user has set.
 
-    OpenMP's thread count belongs to the calling thread, so limiting it there changes nothing elsewhere.
+    Both limits, OpenMP's and MKL's, belong to the calling thread, so they change nothing elsewhere.
     """
     if multiplications >= SMALL_WORK:
         yield
         return
+    limit_mkl = _mkl_limit()
     with _openmp().limit(limits=1):
-        yield
+        before = limit_mkl(1)
+        try:
+            yield
+        finally:
+            limit_mkl(before)
 
 
 @lru_cache(maxsize=1)
@@ -29,3 +36,22 @@ def _openmp() -> Any:
 
     torch.get_num_threads()  # has torch set up this thread's count before it is limited
     return ThreadpoolController().select(user_api="openmp")
+
+
+@lru_cache(maxsize=1)
+def _mkl_limit() -> Callable[[int], int]:
+    """Sets the calling thread's MKL thread count (0 for none of its own) and returns the one before.
+
+    After `torch.set_num_threads`, MKL no longer follows OpenMP. The builds of torch that carry MKL export its
+    functions; elsewhere there is nothing to limit.
+    """
+    import torch
+
+    for library in (Path(torch.__file__).parent / "lib").glob("*torch_cpu.*"):
+        try:
+            function = ctypes.CDLL(str(library)).MKL_Set_Num_Threads_Local
+        except (OSError, AttributeError):
+            continue
+        function.argtypes, function.restype = [ctypes.c_int], ctypes.c_int
+        return lambda count: int(function(count))
+    return lambda count: 0

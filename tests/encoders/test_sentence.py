@@ -1,5 +1,6 @@
 import logging
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -37,6 +38,20 @@ def test_a_single_text_uses_one_thread_and_leaves_torch_as_it_was(sentence_encod
     assert (seen[0], seen[-1]) == (1, 2)
 
 
+def test_a_single_text_uses_one_core_after_torchs_threads_were_set(sentence_encoder: SentenceEncoder) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # from here on MKL does not follow OpenMP's limit
+    try:
+        sentence_encoder._encode_batch(["warm up"])
+        everywhere, here = time.process_time(), time.thread_time()
+        for number in range(20):
+            sentence_encoder._encode_batch([f"text {number}"])
+        everywhere, here = time.process_time() - everywhere, time.thread_time() - here
+    finally:
+        torch.set_num_threads(before)
+    assert everywhere < 1.5 * here
+
+
 def test_threads_share_the_tokenizer(sentence_encoder: SentenceEncoder) -> None:
     texts = [f"unheard request number {number}" for number in range(64)]
     with ThreadPoolExecutor(16) as pool:
@@ -67,8 +82,8 @@ def test_pickling_leaves_the_weights_out(sentence_encoder: SentenceEncoder) -> N
     assert restored._transformer is None
 
 
-def test_an_unknown_model_says_what_to_do(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_an_unknown_model_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(RouteError, match="'nobody/no-such-model' could not be loaded"):
         SentenceEncoder("nobody/no-such-model").encode_one("hello")
 
