@@ -1,6 +1,7 @@
 """`RouteFinetune`: the optimizer that trains the routes of a program."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from dspy.teleprompt.teleprompt import Teleprompter
 
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
+from dspy_router.optimizers.rollout_log import sole_use
 from dspy_router.optimizers.rollouts import Metric
 
 if TYPE_CHECKING:
@@ -116,13 +118,15 @@ class RouteFinetune(Teleprompter):
                 training rows stand in, which is a weaker check; the report says so.
 
         Raises:
-            RouteError: If there is nothing to learn from or a label is no option, or when `max_errors` rollouts
-                have raised.
+            RouteError: If there is nothing to learn from, a label is no option or another compile is using
+                `log_dir`, or when `max_errors` rollouts have raised.
         """
         from dspy_router.optimizers.compilation import Compilation  # brings torch
 
-        compilation = Compilation(self.settings, student, trainset, teacher, valset)
-        self.report, self.feedback = None, compilation.feedback
-        program = compilation.run()
+        log_dir = self.settings.log_dir
+        with sole_use(log_dir) if log_dir else nullcontext():
+            compilation = Compilation(self.settings, student, trainset, teacher, valset)
+            self.report, self.feedback = None, compilation.feedback
+            program = compilation.run()
         self.report = compilation.report
         return program

@@ -2,8 +2,14 @@
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from dspy_router.errors import RouteError
 
 
 class RolloutLog:
@@ -47,6 +53,24 @@ class RolloutLog:
             self._known[key] = rollout
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+
+
+@contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Keep a log folder to one compile; the lock falls with the process, however that ends.
+
+    Raises:
+        RouteError: If another compile is using the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "in_use.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise RouteError(
+            f"Another compile is writing to log_dir={str(folder)!r}. Wait for it to end, or give this one a folder of "
+            "its own."
+        ) from error
 
 
 def _key(phase: str, example: str, forced: list[list[Any]]) -> str:

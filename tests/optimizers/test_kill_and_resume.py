@@ -1,0 +1,63 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dspy
+import pytest
+
+from dspy_router import RouteError, RouteFinetune
+from tests.programs import Shop, fruit_requests, right_fruit
+
+ROOT = Path(__file__).parents[2]
+SLOW_COMPILE = """
+import sys, time
+from pathlib import Path
+from dspy_router import RouteFinetune
+from tests.programs import Shop, fruit_requests, right_fruit
+
+def metric(example, prediction):
+    time.sleep(0.02)
+    return right_fruit(example, prediction)
+
+optimizer = RouteFinetune(metric, max_metric_calls=80, num_threads=1, log_dir=Path(sys.argv[1]))
+optimizer.compile(Shop(), trainset=fruit_requests(60))
+"""
+
+
+def finished(folder: Path) -> int:
+    path = folder / "rollouts.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_a_compile_killed_with_sigkill_resumes_and_a_second_one_is_refused_meanwhile(tmp_path: Path) -> None:
+    calls: list[dspy.Example] = []
+
+    def metric(example: dspy.Example, prediction: dspy.Prediction) -> bool:
+        calls.append(example)
+        return right_fruit(example, prediction)
+
+    def compiled(log_dir: Path | None) -> list[list[float]]:
+        optimizer = RouteFinetune(metric, max_metric_calls=80, num_threads=1, log_dir=log_dir)
+        return optimizer.compile(Shop(), trainset=fruit_requests(60)).clerk.head["fruit"].weight.tolist()
+
+    uninterrupted = compiled(None)
+    needed = len(calls)
+    calls.clear()
+    process = subprocess.Popen([sys.executable, "-c", SLOW_COMPILE, str(tmp_path)], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while finished(tmp_path) < 5 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(RouteError, match="Another compile is writing to log_dir="):
+            compiled(tmp_path)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    paid = finished(tmp_path)
+    assert 5 <= paid < needed
+    assert not calls
+    assert compiled(tmp_path) == uninterrupted
+    assert len(calls) == needed - paid
