@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.optimizers.exploration import explore
-from dspy_router.optimizers.finetune import FinetuneSettings
 from dspy_router.optimizers.learner import FieldRows, field_rows, fit_routes
 from dspy_router.optimizers.report import FinetuneReport
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner, keyed
+from dspy_router.optimizers.settings import FinetuneSettings
 from dspy_router.optimizers.sources import (
     SiteTexts,
     has_labels,

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,24 +12,10 @@ from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.optimizers.rollout_log import sole_use
 from dspy_router.optimizers.rollouts import Metric
+from dspy_router.optimizers.settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from dspy_router.optimizers.report import FinetuneReport
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """The settings of a `RouteFinetune`; its docstring says what each means."""
-
-    metric: Metric | None
-    max_metric_calls: int | None
-    num_threads: int | None
-    metric_threshold: float | None
-    best_reward: float
-    failure_score: float
-    max_errors: int | None
-    seed: int
-    log_dir: Path | None
 
 
 class RouteFinetune(Teleprompter):

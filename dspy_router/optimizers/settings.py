@@ -1,0 +1,21 @@
+"""What a `RouteFinetune` was told, for the compile that it starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dspy_router.optimizers.rollouts import Metric
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """The settings of a `RouteFinetune`; its docstring says what each means."""
+
+    metric: Metric | None
+    max_metric_calls: int | None
+    num_threads: int | None
+    metric_threshold: float | None
+    best_reward: float
+    failure_score: float
+    max_errors: int | None
+    seed: int
+    log_dir: Path | None
