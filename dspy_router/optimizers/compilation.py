@@ -182,7 +182,7 @@ class Compilation:
         Raises:
             RouteError: If the budget does not cover the validation passes.
         """
-        calls, passes = self.settings.max_metric_calls, 2 * len(self.valset) if self.settings.metric else 0
+        calls, passes = self.metric_calls(), 2 * len(self.valset) if self.settings.metric else 0
         if calls is None:
             return 2 * examples
         if calls < passes:
@@ -191,6 +191,20 @@ class Compilation:
                 f"and after ({passes} calls). Raise it, or give a smaller valset."
             )
         return calls - passes
+
+    def metric_calls(self) -> int | None:
+        """The whole budget, if one is set."""
+        auto = self.settings.auto
+        if auto is None:
+            return self.settings.max_metric_calls
+        from dspy.teleprompt.gepa.gepa import AUTO_RUN_SETTINGS, GEPA
+
+        decisions = sum(len(route.fields) for route in self.routes.values())
+        # The method reads nothing of the optimizer it belongs to.
+        calls: int = GEPA.auto_budget(
+            None, decisions, AUTO_RUN_SETTINGS[auto]["n"], valset_size=len(self.valset or self.trainset)
+        )
+        return calls
 
     def validate(self, phase: str) -> float | None:
         """Mean score on the validation set: the metric's, or without a metric the share of labels matched."""

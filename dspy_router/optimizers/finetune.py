@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
@@ -12,7 +12,7 @@ from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.optimizers.rollout_log import sole_use
 from dspy_router.optimizers.rollouts import Metric
-from dspy_router.optimizers.settings import FinetuneSettings
+from dspy_router.optimizers.settings import AutoBudget, FinetuneSettings
 
 if TYPE_CHECKING:
     from dspy_router.optimizers.report import FinetuneReport
@@ -28,6 +28,8 @@ class RouteFinetune(Teleprompter):
             scores rollouts, filters the teacher's runs and guards the result on the validation set.
         max_metric_calls: Most runs of the program scored by the metric, the two passes over the validation
             set included. By default twice the examples to explore, and the validation passes.
+        auto: Instead of `max_metric_calls`, the number of calls `dspy.GEPA(auto=...)` allows itself for as many
+            decisions and the same validation set (the training set if there is none).
         num_threads: As in `dspy.Evaluate`.
         metric_threshold: As in `dspy.BootstrapFewShot`: a teacher's run is kept from this score on; by
             default unless it scored zero.
@@ -60,6 +62,7 @@ class RouteFinetune(Teleprompter):
         metric: Metric | None = None,
         *,
         max_metric_calls: int | None = None,
+        auto: AutoBudget | None = None,
         num_threads: int | None = None,
         metric_threshold: float | None = None,
         best_reward: float = 1.0,
@@ -71,9 +74,14 @@ class RouteFinetune(Teleprompter):
         super().__init__()
         if max_metric_calls is not None and max_metric_calls < 0:
             raise RouteError(f"max_metric_calls={max_metric_calls} is negative; give a number of rollouts.")
+        if auto is not None and max_metric_calls is not None:
+            raise RouteError(f"max_metric_calls={max_metric_calls} and auto={auto!r} are two budgets; give one.")
+        if auto not in (None, *get_args(AutoBudget)):
+            raise RouteError(f"auto={auto!r} is no budget; give 'light', 'medium' or 'heavy'.")
         self.settings = FinetuneSettings(
             metric=metric,
             max_metric_calls=max_metric_calls,
+            auto=auto,
             num_threads=num_threads,
             metric_threshold=metric_threshold,
             best_reward=best_reward,

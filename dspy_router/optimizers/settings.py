@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dspy_router.optimizers.rollouts import Metric
+
+AutoBudget = Literal["light", "medium", "heavy"]
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,7 @@ class FinetuneSettings:
 
     metric: Metric | None
     max_metric_calls: int | None
+    auto: AutoBudget | None
     num_threads: int | None
     metric_threshold: float | None
     best_reward: float

@@ -299,6 +299,28 @@ def test_a_metric_that_is_never_satisfied_says_that_nothing_was_learned() -> Non
         RouteFinetune(lambda example, prediction: 0.5, max_metric_calls=9).compile(Shop(), trainset=fruit_requests(9))
 
 
+@pytest.mark.parametrize("auto", ["light", "medium", "heavy"])
+def test_auto_spends_no_more_than_gepa_would_for_the_same_program(auto: Literal["light", "medium", "heavy"]) -> None:
+    calls = []
+
+    def never(example: dspy.Example, prediction: dspy.Prediction) -> bool:
+        calls.append(example)
+        return False
+
+    trainset, valset = fruit_requests(900), fruit_requests(20, seed=3)
+    gepa = dspy.GEPA(metric=lambda *_: 0, auto=auto, reflection_lm=dspy.LM("openai/none"))
+    settings = {"light": 6, "medium": 12, "heavy": 18}
+    RouteFinetune(never, auto=auto).compile(Shop(), trainset=trainset, valset=valset)
+    assert len(calls) == gepa.auto_budget(1, settings[auto], valset_size=20)
+
+
+def test_two_budgets_or_an_unknown_one_are_refused() -> None:
+    with pytest.raises(RouteError, match="max_metric_calls=9 and auto='light' are two budgets"):
+        RouteFinetune(right_fruit, max_metric_calls=9, auto="light")
+    with pytest.raises(RouteError, match="auto='huge' is no budget; give 'light'"):
+        RouteFinetune(right_fruit, auto="huge")  # type: ignore[arg-type]
+
+
 def test_finished_rollouts_are_logged_and_not_paid_twice(tmp_path: Path) -> None:
     calls = []
 
