@@ -63,14 +63,18 @@ def sole_use(folder: Path) -> Iterator[None]:
         RouteError: If another compile is using the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "in_use.lock", timeout=0)
     try:
-        with FileLock(folder / "in_use.lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise RouteError(
             f"Another compile is writing to log_dir={str(folder)!r}. Wait for it to end, or give this one a folder of "
             "its own."
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _key(phase: str, example: str, forced: list[list[Any]]) -> str:

@@ -300,7 +300,7 @@ def test_a_metric_that_is_never_satisfied_says_that_nothing_was_learned() -> Non
 
 
 @pytest.mark.parametrize("auto", ["light", "medium", "heavy"])
-def test_auto_spends_no_more_than_gepa_would_for_the_same_program(auto: Literal["light", "medium", "heavy"]) -> None:
+def test_auto_spends_what_gepa_would_for_the_same_program(auto: Literal["light", "medium", "heavy"]) -> None:
     calls = []
 
     def never(example: dspy.Example, prediction: dspy.Prediction) -> bool:

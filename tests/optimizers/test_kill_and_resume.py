@@ -1,5 +1,3 @@
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -54,7 +52,7 @@ def test_a_compile_killed_with_sigkill_resumes_and_a_second_one_is_refused_meanw
         with pytest.raises(RouteError, match="Another compile is writing to log_dir="):
             compiled(tmp_path)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()  # SIGKILL
         process.wait()
     paid = finished(tmp_path)
     assert 5 <= paid < needed
