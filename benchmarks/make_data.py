@@ -2,15 +2,18 @@
 
     python benchmarks/make_data.py SOURCE
 
-SOURCE holds the folders `snips`, `clinc150` and `banking77` with gzipped JSON lines of `text` and the label,
-converted from the repositories named in `benchmarks/data/README.md`.
+SOURCE holds the folders `snips`, `clinc150` and `banking77` with gzipped JSON lines of `text` and the label, and
+`routellm_mmlu/mmlu.jsonl.gz` with `prompt` and whether each LLM was right, converted from the repositories named in
+`benchmarks/data/README.md`.
 """
 
 import gzip
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 DEMO = HERE.parent / "dspy_router" / "demo" / "data"
@@ -20,16 +23,24 @@ PARTS = {
     "clinc150": ["train", "val", "test", "fewshot_train_5", "fewshot_train_10", "fewshot_test"],
     "banking77": ["train", "test", "fewshot_train_5", "fewshot_train_10", "fewshot_test"],
 }
+LLMS = {"mixtral-8x7b": "mixtral", "gpt-4": "gpt4"}
 DEMO_ROWS_A_TOOL = 300
 
 
-def read(path: Path, label: str) -> list[dict[str, str]]:
+def read(path: Path) -> list[dict[str, Any]]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [{"text": row["text"], "label": row[label]} for row in rows]
+        return [json.loads(line) for line in file]
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> None:
+def labelled(path: Path, label: str) -> list[dict[str, str]]:
+    return [{"text": row["text"], "label": row[label]} for row in read(path)]
+
+
+def outcomes(path: Path) -> list[dict[str, Any]]:
+    return [{"text": row["prompt"]} | {short: int(row[llm]) for llm, short in LLMS.items()} for row in read(path)]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # No name and no time in the header, so that the same rows give the same file.
     with path.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
@@ -39,15 +50,17 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 def main(source: Path) -> None:
     for name, parts in PARTS.items():
         for part in parts:
-            rows = read(source / name / f"{part}.jsonl.gz", LABELS[name])
+            rows = labelled(source / name / f"{part}.jsonl.gz", LABELS[name])
             write(HERE / "data" / name / f"{part}.jsonl.gz", rows)
-    train = read(source / "snips" / "train.jsonl.gz", "tool")
+    rows = outcomes(source / "routellm_mmlu" / "mmlu.jsonl.gz")
+    write(HERE / "data" / "routellm_mmlu" / "outcomes.jsonl.gz", rows)
+    train = labelled(source / "snips" / "train.jsonl.gz", "tool")
     random.Random(0).shuffle(train)
     tools = sorted({row["label"] for row in train})
     chosen = [row for tool in tools for row in [row for row in train if row["label"] == tool][:DEMO_ROWS_A_TOOL]]
     random.Random(1).shuffle(chosen)
     write(DEMO / "train.jsonl.gz", chosen)
-    write(DEMO / "test.jsonl.gz", read(source / "snips" / "test.jsonl.gz", "tool"))
+    write(DEMO / "test.jsonl.gz", labelled(source / "snips" / "test.jsonl.gz", "tool"))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,15 @@ import dataclasses
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import dspy
+
+if TYPE_CHECKING:
+    from dspy_router.feedback_log import FeedbackLog, LoggedRun
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,31 @@ class _DecisionList:
             self.decisions.append(decision)
 
 
-@contextmanager
-def record_decisions() -> Iterator[list[Decision]]:
+@overload
+def record_decisions() -> AbstractContextManager[list[Decision]]: ...
+@overload
+def record_decisions(
+    path: "str | Path | FeedbackLog", *, program: dspy.Module | None = None
+) -> AbstractContextManager["LoggedRun"]: ...
+def record_decisions(
+    path: "str | Path | FeedbackLog | None" = None, *, program: dspy.Module | None = None
+) -> AbstractContextManager["list[Decision] | LoggedRun"]:
     """Collect the decisions made inside the block, in the order they were made.
 
     DSPy's worker threads (`dspy.Parallel`, `Evaluate`, `asyncify`) and async tasks started inside the block
-    are included. Blocks nest: an outer one sees what an inner one sees.
+    are included. Blocks nest: an outer one sees what an inner one sees. Where both write to one log, a decision is
+    the inner one's.
+
+    With a path, every decision is also appended to a log as a `Feedback` row, for `RouteFinetune` to learn from.
+    The block is then one run: what it yields takes the run's reward. Failing to write never raises here.
+
+    Args:
+        path: A `FeedbackLog`, or the path of one.
+        program: The program that runs inside the block, so that the rows can name its routes.
+
+    Returns:
+        A context manager. Without a path it yields a growing list of `Decision`; with one, a `LoggedRun`, which is
+        a sequence of the latest decisions and has `reward(...)`.
 
     Example:
         >>> import numpy as np
@@ -81,10 +104,40 @@ def record_decisions() -> Iterator[list[Decision]]:
         ...     prediction = route(text="a fig, if I may")
         >>> decisions[0].field, decisions[0].name
         ('fruit', 'fig')
+
+        A log, and a reward that comes after the answer:
+
+        >>> import tempfile
+        >>> from dspy_router.feedback import read_feedback
+        >>> path = tempfile.mkdtemp() + "/decisions.jsonl"
+        >>> with record_decisions(path, program=route) as run:
+        ...     prediction = route(text="a fig, if I may")
+        >>> run.reward(0.5)
+        >>> [(row.route, row.chosen, row.propensity, row.reward) for row in read_feedback(path)]
+        [('self', 'fig', 1.0, 0.5)]
     """
+    if path is None:
+        return _collected()
+    return _logged(path, program)
+
+
+@contextmanager
+def _collected() -> Iterator[list[Decision]]:
     collected = _DecisionList()
     with recording(collected):
         yield collected.decisions
+
+
+@contextmanager
+def _logged(path: "str | Path | FeedbackLog", program: dspy.Module | None) -> Iterator["LoggedRun"]:
+    from dspy_router.feedback_log import FeedbackLog, LoggedRun
+    from dspy_router.route import DifferentiableRoute
+
+    log = path if isinstance(path, FeedbackLog) else FeedbackLog(path)
+    routes = {} if program is None else dict(program.named_sub_modules(type_=DifferentiableRoute))
+    run = LoggedRun(log, routes)
+    with recording(run):
+        yield run
 
 
 @contextmanager

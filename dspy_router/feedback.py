@@ -1,13 +1,20 @@
-"""Feedback: one row to learn from, and its JSONL form."""
+"""Feedback: one row to learn from, and its JSONL form: lines of rows, and of rewards that arrived after them."""
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
+from tabulate import tabulate
+
 from dspy_router.errors import RouteError
+from dspy_router.late_rewards import LateReward, join_rewards
+from dspy_router.rotation import open_in_time_order
 
 Source = Literal["label", "synthetic", "teacher", "rollout", "log"]
 
@@ -71,12 +78,18 @@ class Feedback:
     def to_json(self) -> str:
         """The row as one line of JSON.
 
+        A reward that is not finite becomes an `error`, since JSON has no such number.
+
         Example:
             >>> row = Feedback("label", "7", "self", "tool", "how far?", ("map", "mail"), "map", 1.0, 1.0)
             >>> Feedback.from_json(row.to_json()) == row
             True
+            >>> from dataclasses import replace
+            >>> failed = replace(row, reward=math.nan).to_json()
+            >>> Feedback.from_json(failed).reward, Feedback.from_json(failed).error
+            (None, 'reward is nan')
         """
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(_finite(vars(self)), ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> "Feedback":
@@ -86,24 +99,140 @@ class Feedback:
             RouteError: If it is no such line.
         """
         try:
-            entry: dict[str, Any] = json.loads(line)
-            known = {field.name for field in fields(cls)}
-            return cls(**{key: value for key, value in entry.items() if key in known} | {
-                "candidates": tuple(entry["candidates"])
-            })  # fmt: skip
+            return _row(json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RouteError(f"This is no feedback row: {line[:80]!r} ({error}).") from error
 
 
+@dataclass(frozen=True)
+class FeedbackTable:
+    """Rows that were read, and what was passed over.
+
+    Attributes:
+        rows: The usable rows, in the order they were found.
+        skipped: How many entries were passed over, by reason.
+    """
+
+    rows: tuple[Feedback, ...]
+    skipped: Mapping[str, int]
+
+    def __str__(self) -> str:
+        return tabulate(self._lines(), headers=("feedback", "count"))
+
+    def _repr_html_(self) -> str:
+        lines = [(escape(name), count) for name, count in self._lines()]
+        return str(tabulate(lines, headers=("feedback", "count"), tablefmt="unsafehtml"))
+
+    def _lines(self) -> list[tuple[str, int]]:
+        return [
+            ("rows", len(self.rows)),
+            ("rows with a reward", sum(row.has_reward for row in self.rows)),
+            ("rows with a propensity", sum(row.has_propensity for row in self.rows)),
+            *((f"passed over: {reason}", count) for reason, count in self.skipped.items()),
+        ]
+
+
 def write_feedback(rows: Iterable[Feedback], path: str | Path) -> None:
     """Write rows as JSONL, one a line."""
-    Path(path).write_text("".join(row.to_json() + "\n" for row in rows), encoding="utf-8")
+    Path(path).write_bytes(b"".join(encoded(row.to_json()) for row in rows))
 
 
 def read_feedback(path: str | Path) -> list[Feedback]:
-    """Read rows written by `write_feedback`.
+    """Read the rows of a `FeedbackLog`, with the rewards that arrived later, or of a file of `write_feedback`.
 
     Raises:
-        RouteError: If a line is no feedback row.
+        FileNotFoundError: If there is no such file.
+        RouteError: If there is no feedback row in it; `read_feedback_table` tells what was passed over.
     """
-    return [Feedback.from_json(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line]
+    return list(read_feedback_table(path).rows)
+
+
+def read_feedback_table(path: str | Path) -> FeedbackTable:
+    """`read_feedback` that also tells what was passed over.
+
+    Rotated files are read with the current one, oldest first. Of several rewards for one decision the last counts;
+    a decision's own reward overrules its run's, whichever came first. A decision that was written more than once
+    counts once, in its last form. A damaged line is passed over.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RouteError: If there is no feedback row in it.
+    """
+    rows: dict[str | int, Feedback] = {}
+    rewards: list[LateReward] = []
+    skipped: Counter[str] = Counter()
+    with open_in_time_order(Path(path)) as files:
+        for number, line in enumerate(line for file in files for line in file if line.strip()):
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                skipped["damaged line"] += 1
+                continue
+            try:
+                if "candidates" not in entry:
+                    rewards.append(LateReward.from_entry(entry))
+                    continue
+                row = _row(entry)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                skipped["neither a feedback row nor a reward"] += 1
+                continue
+            key = row.id or number
+            if key in rows:
+                skipped["decision written again"] += 1
+            rows[key] = row
+    joined, unknown = join_rewards(list(rows.values()), rewards)
+    return feedback_table(joined, skipped + Counter(unknown), f"The file {str(path)!r}")
+
+
+def feedback_table(rows: Sequence[Feedback], skipped: Mapping[str, int], where: str) -> FeedbackTable:
+    """Rows and what was passed over in reading them from `where`.
+
+    Raises:
+        RouteError: If there is no row.
+    """
+    if not rows:
+        why = "; ".join(f"{reason} ({count})" for reason, count in skipped.items()) or "it is empty"
+        raise RouteError(f"{where} holds no usable feedback row: {why}.")
+    return FeedbackTable(tuple(rows), dict(skipped))
+
+
+def text_key(text: str) -> str:
+    """A short key that stands for an input text: rows of equal texts compare with one another."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def encoded(line: str) -> bytes:
+    """A line of JSON as it stands in a file."""
+    try:
+        return line.encode("utf-8") + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot hold but JSON can escape
+        return json.dumps(json.loads(line)).encode("ascii") + b"\n"
+
+
+_FIELDS = frozenset(field.name for field in fields(Feedback))
+
+
+def _row(entry: Any) -> Feedback:
+    """A row from its JSON object; whatever is wrong with it is a ValueError, TypeError, KeyError or AttributeError."""
+    known = {key: value for key, value in entry.items() if key in _FIELDS}  # not those of a later release
+    row = Feedback(**_finite(known | {"candidates": tuple(entry["candidates"])}))
+    names = (row.source, row.example, row.route, row.field, row.text, row.chosen, row.run, row.id, row.encoder)
+    if not all(isinstance(name, str) for name in (*names, *row.candidates)):
+        raise TypeError("a name or a text is none")
+    if not all(isinstance(number, (int, float, type(None))) for number in (row.propensity, row.reward, row.cost)):
+        raise TypeError("a number is none")
+    return row
+
+
+def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without numbers that are not finite: they are unknown, or the reason why there is no reward."""
+    finite = dict(entry)
+    for key in ("reward", "propensity", "cost"):
+        value = entry.get(key)
+        if isinstance(value, float) and not math.isfinite(value):
+            finite[key] = None
+            if key == "reward":
+                finite["error"] = entry.get("error") or f"reward is {value}"
+    if (probabilities := entry.get("probabilities")) and not all(map(math.isfinite, probabilities.values())):
+        finite["probabilities"] = None
+    return finite

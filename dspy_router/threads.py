@@ -7,8 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-# Below this many multiplications a second intra-op thread gains nothing, and on busy cores it can cost forty times.
-SMALL_WORK = 50_000_000
+# Below this many multiplications a second intra-op thread gains little, and on busy cores it can cost forty times.
+# It is a fixed number, so that a fit sums in the same order wherever it runs.
+SMALL_WORK = 2_000_000_000
 
 
 @contextmanager

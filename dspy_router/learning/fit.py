@@ -1,15 +1,18 @@
 """Fitting a head to vectors and rows.
 
-The objective is convex, since the logits are linear in everything that is learned:
+With labels or a teacher the objective is convex, since the logits are linear in everything that is learned:
 
-    mean over rows of loss(logits, row)  +  (λ / 2n) · s² · (‖w‖² + ‖M‖²),    λ = penalty · sqrt(n / k)
+    mean over rows of loss(logits, row)  +  (λ / 2n) · s² · (‖w‖² + ‖M‖² + β·‖b‖²),    λ = penalty · sqrt(n / k)
 
-for n rows, k options and the prior's scale s. The penalty pulls the head towards its descriptions. The loss takes
-a margin off the logits of the right options, which makes up for the confidence that the penalty costs. Both were
-chosen on CLINC150's validation rows and held-out BANKING77 training rows, with 5 examples an option, 10 and all
+for n rows, k options, the prior's scale s and the bias penalty β. The penalty pulls the head towards its
+descriptions, and each description counts as one example of its option. Both keep an option alive that no success has
+shown yet: with 8 examples an option of CLINC150 and one 0/1 reward an example, the policy learned would without them
+be right in 18 % of requests, far less often than an untrained one, and is so in 82 % with them. The loss takes a
+margin off the logit of the right option, which makes up for the confidence that the penalty costs. Penalty and margin
+were chosen on CLINC150's validation rows and held-out BANKING77 training rows, with 5 examples an option, 10 and all
 of them: hence the penalty's growth with the square root of the rows an option, and a margin of 2, which leaves
-accuracy as it is and brings the expected calibration error from 0.04-0.15 down to 0.01-0.07. L-BFGS on all rows
-at once finds the optimum in a few dozen passes.
+accuracy as it is and brings the expected calibration error from 0.04-0.15 down to 0.01-0.07.
+L-BFGS on all rows at once finds the optimum in a few dozen passes.
 
 Input vectors are centred while fitting and the shift is folded into the bias afterwards: sentence vectors
 share a large common part, which otherwise makes the problem badly conditioned.
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dspy_router.heads import OptionHead
-from dspy_router.learning.rows import TargetRows
+from dspy_router.learning.rows import Objective, TargetRows
 from dspy_router.threads import threads_for
 
 
@@ -33,6 +36,8 @@ class FitSettings:
 
     Attributes:
         penalty: Strength of the pull towards the descriptions; see the module's text. Non-negative.
+        description_weight: How much an option's description counts as an example of it. Non-negative.
+        bias_penalty: How much more than a weight the bias is pulled. Non-negative.
         margin: Taken off the right options' logits while fitting. Non-negative.
         max_iterations: Most L-BFGS iterations.
         tolerance: Stop when a block of iterations lowers the objective by less than this share of itself.
@@ -40,6 +45,8 @@ class FitSettings:
     """
 
     penalty: float = 0.008
+    description_weight: float = 1.0
+    bias_penalty: float = 4.0
     margin: float = 2.0
     max_iterations: int = 100
     tolerance: float = 3e-3
@@ -82,16 +89,17 @@ def fit_head(
 
     Example:
         >>> head = OptionHead(torch.eye(2))
-        >>> vectors = np.eye(2, dtype=np.float32)
-        >>> _ = fit_head(head, vectors, TargetRows.from_labels(np.array([1, 0]), 2))
-        >>> head.policy(vectors).argmax(axis=1).tolist()
+        >>> vectors = np.eye(2, dtype=np.float32)[[0, 1] * 5]
+        >>> _ = fit_head(head, vectors, TargetRows.from_labels(np.array([1, 0] * 5), 2))
+        >>> head.policy(vectors).argmax(axis=1)[:2].tolist()
         [1, 0]
     """
     if len(rows) == 0 or len(rows) != len(vectors):
         raise ValueError(f"{len(vectors)} vectors and {len(rows)} rows: give as many of both, at least one.")
     settings = settings or FitSettings()
+    vectors, rows = _with_descriptions(head, vectors, rows, settings.description_weight)
     loss, validation_loss = rows.loss(settings.margin), validation[1].loss() if validation else None
-    center = vectors.mean(axis=0)
+    center = np.average(vectors, axis=0, weights=rows.weight).astype(np.float32)
     centered = torch.from_numpy(vectors - center)
     validation_vectors = torch.from_numpy(validation[0] - center) if validation else None
     shift = torch.from_numpy(center)
@@ -100,6 +108,7 @@ def fit_head(
 
     with torch.no_grad():
         head.temperature.fill_(1.0)
+        prior_bias = head.scale * (head.option_vectors @ shift)
         head.bias.add_(head.linear()[0] @ shift)  # the bias as the centred vectors need it
     parameters = [head.weight, head.bias, head.shared_map]
     optimizer = torch.optim.LBFGS(
@@ -110,7 +119,9 @@ def fit_head(
     def closure() -> Tensor:
         optimizer.zero_grad()
         objective = loss(head(centered))
-        objective = objective + 0.5 * strength * (head.weight.square().sum() + head.shared_map.square().sum())
+        pulled = head.weight.square().sum() + head.shared_map.square().sum()
+        pulled = pulled + settings.bias_penalty * (head.bias - prior_bias).square().sum()
+        objective = objective + 0.5 * strength * pulled
         objective.backward()
         return objective
 
@@ -142,3 +153,16 @@ def fit_head(
         head.bias.sub_(head.linear()[0] @ shift)
     optimizer.zero_grad()
     return FitResult(iterations, objective, best[0] if best else None)
+
+
+def _with_descriptions(
+    head: OptionHead, vectors: np.ndarray, rows: TargetRows, weight: float
+) -> tuple[np.ndarray, TargetRows]:
+    """The rows, and behind them one labelled row for every option that has a description."""
+    described = head.option_vectors.cpu().numpy()
+    options = np.flatnonzero(described.any(axis=1))
+    if not weight or not len(options):
+        return vectors, rows
+    labels = TargetRows.from_labels(options, len(described))
+    labels = TargetRows.of(Objective.LIKELIHOOD, labels.target, np.full(len(options), weight))
+    return np.concatenate([vectors, described[options]]), TargetRows.joined([rows, labels])

@@ -7,32 +7,32 @@ import torch
 from torch import Tensor
 
 
-def set_likelihood(logits: Tensor, possible: Tensor) -> Tensor:
-    """Minus the log-likelihood that the right option is one of those still possible.
+def partial_likelihood(logits: Tensor, likelihood: Tensor) -> Tensor:
+    """Minus the log-likelihood of what was observed, summed over which option may be the right one.
 
-        loss = -log Σ_{o possible} p(o),    p = softmax(logits)
+        loss = -log Σ_o p(o) L(o),    p = softmax(logits)
 
-    One possible option makes it cross-entropy with a gold label. After tries that earned nothing, what
-    is possible is everything not yet tried: the likelihood of 0/1 partial feedback. (Learning from candidate
-    labels: Jin and Ghahramani, "Learning with Multiple Labels", 2002.)
+    L(o) is the likelihood of the observations if o is the right option. L = 1 at one option and 0 elsewhere makes
+    it cross-entropy with a gold label. After tries that earned nothing, L = 0 at what was tried and 1 elsewhere: the
+    likelihood of 0/1 partial feedback. Rewards that are sometimes wrong give values between. (Learning from
+    candidate labels: Jin and Ghahramani, "Learning with Multiple Labels", 2002.)
 
     Args:
         logits: Float [n, k].
-        possible: Bool [n, k], at least one True a row.
+        likelihood: Float [n, k], non-negative, at least one entry a row positive.
 
     Raises:
         ValueError: If a row rules out every option.
 
     Example:
         >>> logits = torch.zeros(2, 4)
-        >>> possible = torch.tensor([[True, False, False, False], [True, True, False, False]])
-        >>> set_likelihood(logits, possible).exp().round(decimals=4).tolist()
+        >>> likelihood = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+        >>> partial_likelihood(logits, likelihood).exp().round(decimals=4).tolist()
         [4.0, 2.0]
     """
-    if not bool(possible.any(dim=1).all()):
-        raise ValueError("possible rules out every option in a row; leave such rows out.")
-    inside = logits.masked_fill(~possible, float("-inf")).logsumexp(dim=1)
-    return logits.logsumexp(dim=1) - inside
+    if not bool((likelihood > 0).any(dim=1).all()):
+        raise ValueError("likelihood rules out every option in a row; leave such rows out.")
+    return logits.logsumexp(dim=1) - (logits + likelihood.log()).logsumexp(dim=1)
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

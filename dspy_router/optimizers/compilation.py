@@ -5,7 +5,9 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -13,14 +15,17 @@ from tqdm.auto import tqdm
 
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
+from dspy_router.learning.fit import FitSettings
 from dspy_router.optimizers.exploration import explore
+from dspy_router.optimizers.frontier import FrontierPoint, frontier
 from dspy_router.optimizers.learner import FieldRows, field_rows, fit_routes
+from dspy_router.optimizers.logs import logged_feedback
+from dspy_router.optimizers.outcomes import TRIED, RewardReading
 from dspy_router.optimizers.report import FinetuneReport
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner, keyed
 from dspy_router.optimizers.settings import FinetuneSettings
 from dspy_router.optimizers.sources import (
-    SiteTexts,
     has_labels,
     label_feedback,
     likely_texts,
@@ -31,6 +36,8 @@ from dspy_router.parameter import RouteParameter
 from dspy_router.route import DifferentiableRoute
 
 Examples = list[KeyedExample]
+# While exploring, guesses should not be surer than the few successes behind them warrant.
+EXPLORING = FitSettings(margin=1.0, tolerance=1e-2)
 
 
 class Compilation:
@@ -47,10 +54,13 @@ class Compilation:
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | None,
         valset: Sequence[dspy.Example] | None,
+        feedback: Sequence[Feedback] | str | Path | None = None,
     ) -> None:
         self.settings = settings
         self.teacher = teacher
-        _check_examples(trainset, "trainset")
+        self.logged = feedback
+        if feedback is None or trainset:
+            _check_examples(trainset, "trainset")
         if valset:
             _check_examples(valset, "valset")
         self.trainset, self.valset = keyed(trainset), keyed(valset or [])
@@ -58,6 +68,11 @@ class Compilation:
         self.routes = find_routes(self.program)
         self.feedback: list[Feedback] = []
         self.set_aside: Counter[str] = Counter()
+        self.noted: Counter[str] = Counter()
+        self.teacher_calls = 0
+        self.reading = RewardReading(
+            settings.best_reward, settings.cost_weight, settings.cost_unit, settings.metric_noise or 0.0
+        )
         self.report: FinetuneReport | None = None
         self.runner = RolloutRunner(
             self.program,
@@ -67,6 +82,7 @@ class Compilation:
             failure_score=settings.failure_score,
             max_errors=settings.max_errors,
             log=RolloutLog(settings.log_dir) if settings.log_dir else None,
+            seed=settings.seed,
         )
 
     def run(self) -> dspy.Module:
@@ -99,6 +115,7 @@ class Compilation:
         self.report = FinetuneReport(
             rows=dict(Counter(row.source for row in self.feedback)),
             set_aside=dict(+self.set_aside),
+            noted=dict(+self.noted),
             train_before=train_before,
             train_after=train_after if helped else train_before,
             validation_before=validation_before,
@@ -108,6 +125,9 @@ class Compilation:
             reason=f"{after:.3f} {'is no worse than' if helped else 'is worse than'} {before:.3f} on {basis}",
             seconds=time.perf_counter() - started,
             seed=self.settings.seed,
+            noise=self.reading.noise,
+            cost_unit=self.reading.cost_unit,
+            frontier=self.frontier(),
             **self.spent(),
         )
         if self.settings.log_dir is not None:
@@ -119,13 +139,18 @@ class Compilation:
         """Fill `feedback` from the labels, then the teacher, then rollouts for what is still unsettled."""
         settings = self.settings
         labelled = has_labels(self.routes, self.trainset)
-        if not labelled and self.teacher is None and settings.metric is None:
+        if not labelled and self.teacher is None and settings.metric is None and self.logged is None:
             fields = sorted({field.name for route in self.routes.values() for field in route.fields})
             raise RouteError(
-                "There is nothing to learn from: give RouteFinetune a metric, compile with a teacher, or put an output "
-                f"field ({', '.join(fields)}) into the examples."
+                "There is nothing to learn from: give RouteFinetune a metric, compile with a teacher or with logged "
+                f"feedback, or put an output field ({', '.join(fields)}) into the examples."
             )
         self.feedback += self.labels(self.trainset)
+        if self.logged is not None:
+            logged = logged_feedback(self.logged, self.routes)
+            self.feedback += logged.rows
+            self.set_aside += logged.set_aside
+            self.noted += logged.noted
         if self.teacher is not None:
             taught = teacher_feedback(
                 self.teacher,
@@ -137,6 +162,7 @@ class Compilation:
                 max_errors=self.runner.max_errors,
             )
             self.feedback += taught.rows
+            self.teacher_calls = taught.scored
             self.set_aside["teacher runs the metric refused"] += taught.refused
             self.set_aside["teacher runs that raised"] += taught.failed
             self.set_aside["teacher decisions for no option"] += taught.unknown
@@ -145,36 +171,37 @@ class Compilation:
 
     def explore(self, examples: Examples) -> None:
         """Spend the budget on examples that nothing has settled yet."""
-        known, total, finished = len(self.feedback), 0.0, 0
+        known, total, finished, cost = len(self.feedback), 0.0, 0, 0.0
         budget = self.budget(len(examples))
-        texts: SiteTexts | list[None] = [None] * len(examples)
-        if self.routes.get("self") is self.program:
-            texts = site_texts(self.program, self.routes, examples, self.settings.num_threads)
 
-        def fit(explored: list[Feedback]) -> None:
-            self.feedback[known:] = explored
-            fit_routes(self.rows(), seed=self.settings.seed)
+        def fit(explored: list[Feedback], reading: RewardReading) -> None:
+            self.feedback[known:], self.reading = explored, reading
+            fit_routes(self.rows(), settings=EXPLORING, seed=self.settings.seed)
 
         def on_done(rollout: Rollout) -> None:
-            nonlocal total, finished
-            total, finished = total + rollout.reward, finished + 1
-            bar.set_postfix(score=f"{total / finished:.3f}", refresh=False)
+            nonlocal total, finished, cost
+            total, finished = total + (rollout.reward or 0.0), finished + 1
+            cost += rollout.cost or 0.0
+            spent = {"cost": f"${cost:.4f}"} if cost else {"tokens": rollout.tokens} if rollout.tokens else {}
+            bar.set_postfix(score=f"{total / finished:.3f}", **spent, refresh=False)
             bar.update()
 
         if known:
-            fit([])
+            fit([], self.reading)
         with tqdm(total=budget, desc="rollouts", unit="run") as bar:
-            self.feedback[known:] = explore(
+            explored = explore(
                 self.runner,
                 self.routes,
                 examples,
-                texts,
                 budget=budget,
-                best_reward=self.settings.best_reward,
+                reading=self.reading,
+                measure_noise=self.settings.metric_noise is None,
                 seed=self.settings.seed,
                 fit=fit,
                 on_done=on_done,
             )
+        self.feedback[known:], self.reading = explored.feedback, explored.reading
+        self.set_aside["rollouts whose metric gave no number"] += sum(row.reward is None for row in explored.feedback)
 
     def budget(self, examples: int) -> int:
         """Rollouts there are for so many examples, the validation passes already taken off.
@@ -183,6 +210,7 @@ class Compilation:
             RouteError: If the budget does not cover the validation passes.
         """
         calls, passes = self.metric_calls(), 2 * len(self.valset) if self.settings.metric else 0
+        taught = self.teacher_calls
         if calls is None:
             return 2 * examples
         if calls < passes:
@@ -190,7 +218,7 @@ class Compilation:
                 f"max_metric_calls={calls} does not cover scoring the {len(self.valset)} validation examples before "
                 f"and after ({passes} calls). Raise it, or give a smaller valset."
             )
-        return calls - passes
+        return max(0, calls - passes - taught)
 
     def metric_calls(self) -> int | None:
         """The whole budget, if one is set."""
@@ -216,7 +244,10 @@ class Compilation:
         with tqdm(total=len(self.valset), desc=phase, unit="run", delay=2) as bar:
             jobs = [Job(index) for index in range(len(self.valset))]
             rollouts = self.runner.run(jobs, self.valset, phase=phase, on_done=lambda _: bar.update())
-        return sum(rollout.reward for rollout in rollouts) / len(rollouts)
+        scores = [
+            self.settings.failure_score if rollout.reward is None else self.reading.net(rollout) for rollout in rollouts
+        ]
+        return sum(scores) / len(scores)
 
     def warm(self) -> None:
         """Encode in batches the texts the routes will probably read, so that rollouts find them in the cache."""
@@ -234,12 +265,20 @@ class Compilation:
 
     def rows(self) -> list[FieldRows]:
         """The feedback so far as rows to fit."""
-        return field_rows(self.routes, self.feedback, best_reward=self.settings.best_reward)
+        return field_rows(self.routes, self.feedback, self.reading)
 
     def unsettled(self) -> Examples:
         """Training examples that no feedback speaks of yet."""
         settled = {row.example for row in self.feedback}
         return [example for example in self.trainset if example.key not in settled]
+
+    def frontier(self) -> tuple[FrontierPoint, ...]:
+        """What could be earned at other weights of the cost, if runs cost anything."""
+        tried = [row for row in self.feedback if row.source in TRIED and row.has_reward]
+        unit = self.reading.cost_unit
+        if unit == "dollars" and any(row.cost is None and row.tokens for row in tried):
+            unit = "tokens"
+        return frontier(self.routes, tried, replace(self.reading, cost_unit=unit)) if tried else ()
 
     def use(self, learned: dict[str, RouteParameter]) -> None:
         """Put other heads into the routes."""

@@ -1,85 +1,110 @@
 """Spending rollouts where they teach.
 
-Every rollout forces one decision at most; the rest of the run follows the policy. A first run of an example
-takes the policy's best guess. An example that reached the best reward is done; where a run failed, the
-likeliest option not tried yet comes next. In each round the examples with the best chance go first, and the
-heads are fitted again before the next, so that early successes sharpen the guesses that follow.
+Rollouts are made in rounds, and the heads are fitted again after each. Part of a round goes to examples never run
+before, which take the policy's best guess. The rest goes where an outcome says most (`learning.information`): to
+the choice whose success is nearest a toss-up, given all outcomes so far. So an example that failed is tried with its
+next best option and one that succeeded is left alone; and where the metric turns out to be noisy, what looks wrong
+is looked at again. Options that the policy overlooks are lifted until their tries speak against them.
+
+A rollout forces the decisions that lead to the choice and the choice itself; what follows is the policy's.
+
+Graded rewards are explored by `graded_exploration`.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dspy_router.feedback import Feedback
-from dspy_router.learning.trials import next_options
-from dspy_router.optimizers.learner import Routes
-from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner, Site
+from dspy_router.learning.evidence import Choice, Posterior, RunEvidence
+from dspy_router.learning.information import information, lift_rare_options, measured_noise
+from dspy_router.optimizers.graded_exploration import graded_jobs
+from dspy_router.optimizers.outcomes import RewardReading
+from dspy_router.optimizers.override import Site
+from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner
+from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, policies_at, run_evidence
+from dspy_router.optimizers.sources import likely_texts
 
 ROUNDS = 12
 SMALLEST_ROUND = 8
+FRESH_SHARE = 0.3  # of a round, for examples never run before; chosen as RARE_SHARE is
+REPEATS = 200  # most runs made twice to see whether the metric is noisy
+REPEATED_SHARE = 0.01  # of the budget
+# Nats. Rollouts that promise less are saved: of an option that is the only one left, or, where the metric is noisy, of
+# what is known well enough.
+SMALLEST_GAIN = 1e-6
+SMALLEST_NOISY_GAIN = 1e-3
 
 
-@dataclass
-class _Progress:
-    """What is known of one example: its decision sites and the options tried at each."""
+@dataclass(frozen=True)
+class Explored:
+    """A feedback row for every decision of every rollout, and the rewards as they turned out to be."""
 
-    sites: list[tuple[Site, str]] | None
-    tried: dict[Site, set[int]] = field(default_factory=dict)
-    runs: int = 0
-    done: bool = False
+    feedback: list[Feedback]
+    reading: RewardReading
 
 
 def explore(
     runner: RolloutRunner,
     routes: Routes,
     examples: Sequence[KeyedExample],
-    texts: Sequence[list[tuple[Site, str]] | None],
     *,
     budget: int,
-    best_reward: float,
+    reading: RewardReading,
+    measure_noise: bool,
     seed: int,
-    fit: Callable[[list[Feedback]], None],
+    fit: Callable[[list[Feedback], RewardReading], None],
     on_done: Callable[[Rollout], object] | None = None,
-) -> list[Feedback]:
-    """Spend up to `budget` rollouts on the examples; returns a feedback row for every decision of every run.
+) -> Explored:
+    """Spend up to `budget` rollouts on the examples.
 
     Args:
         runner: Runs and scores the program.
         routes: The program's routes by name.
         examples: What to run it on.
-        texts: For each example, the sites and texts known beforehand, or None.
         budget: Most rollouts.
-        best_reward: An example that earned this needs no further rollout.
-        seed: Of the order in which examples are run about which nothing is known.
-        fit: Fits the routes' heads to all feedback so far; called between rounds.
+        reading: What rewards mean.
+        measure_noise: Whether to repeat a few runs to see how often the metric contradicts itself.
+        seed: Of the order in which examples are first run, and of what is drawn.
+        fit: Fits the routes' heads to all feedback so far; called after each round but the last.
         on_done: Called with each finished rollout.
     """
-    order = np.random.default_rng(seed).random(len(examples))
-    states = [_Progress(known) for known in texts]
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(examples))
     feedback: list[Feedback] = []
-    spent = 0
-    round_size = max(SMALLEST_ROUND, -(-budget // ROUNDS))
+    looks: Counter[int] = Counter()
+    spent, round_size = 0, max(SMALLEST_ROUND, -(-budget // ROUNDS))
+    repeats = min(REPEATS, int(REPEATED_SHARE * budget)) if measure_noise else 0
     while spent < budget:
-        chances, forced = _next_trials(states, routes, order)
-        best_first = np.argsort(-chances, kind="stable")[: min(round_size, budget - spent)]
-        jobs = [Job(int(index), forced[index]) for index in best_first if chances[index] > 0]
+        size = min(round_size, budget - spent)
+        fresh = [int(index) for index in order if not looks[int(index)]]
+        if reading.graded(feedback):
+            jobs = graded_jobs(routes, examples, feedback, reading, fresh, looks, size)
+        else:
+            jobs = _jobs(runner.program, routes, examples, feedback, reading, fresh, size)
+        jobs = [replace(job, look=looks[job.example]) for job in jobs]
+        if spent == 0 and repeats and len(jobs) > repeats:
+            jobs = jobs[: size - repeats]
+            jobs += [replace(job, look=1) for job in jobs[:repeats]]
         if not jobs:
             break
-        for job, rollout in zip(jobs, runner.run(jobs, examples, phase="train", on_done=on_done), strict=True):
-            _learn(states[job.example], rollout, routes, best_reward)
-            feedback += rollout_feedback(rollout, routes)
+        rollouts = runner.run(jobs, examples, phase="train", on_done=on_done)
+        for job, rollout in zip(jobs, rollouts, strict=True):
+            feedback += rollout_feedback(rollout, routes, run=f"{rollout.example}/{looks[job.example]}")
+            looks[job.example] += 1
+        if spent == 0 and repeats and not reading.graded(feedback):
+            reading = replace(reading, noise=_noise(jobs, rollouts, reading))
         spent += len(jobs)
         if spent < budget:
-            fit(feedback)
-    return feedback
+            fit(feedback, reading)
+    return Explored(feedback, reading)
 
 
-def rollout_feedback(rollout: Rollout, routes: Routes) -> list[Feedback]:
+def rollout_feedback(rollout: Rollout, routes: Routes, run: str) -> list[Feedback]:
     """A row for every decision of a rollout."""
-    candidates = {
-        (name, decided.name): decided.option_names for name, route in routes.items() for decided in route.fields
-    }
+    fields = decided_fields(routes)
     return [
         Feedback(
             source="rollout",
@@ -88,80 +113,138 @@ def rollout_feedback(rollout: Rollout, routes: Routes) -> list[Feedback]:
             field=decision.site.field,
             occurrence=decision.site.occurrence,
             text=decision.text,
-            candidates=candidates[decision.site.route, decision.site.field],
+            candidates=fields[decision.site.route, decision.site.field].option_names,
             chosen=decision.chosen,
             propensity=decision.propensity,
             reward=rollout.reward,
             sole=len(rollout.decisions) == 1,
             cost=rollout.cost,
+            tokens=rollout.tokens,
             error=rollout.error,
+            run=run,
         )
         for decision in rollout.decisions
     ]
 
 
-def _learn(state: _Progress, rollout: Rollout, routes: Routes, best_reward: float) -> None:
-    first = state.runs == 0
-    state.runs += 1
-    state.done = rollout.reward >= best_reward or not rollout.decisions
-    if first:
-        state.sites = [(decision.site, decision.text) for decision in rollout.decisions]
-    forced = {site for site, _ in rollout.forced}
-    for decision in rollout.decisions:
-        if first or decision.site in forced:
-            names = _names(routes, decision.site)
-            state.tried.setdefault(decision.site, set()).add(names.index(decision.chosen))
-    # An option that could not be forced because the run no longer came by is not tried for ever.
-    for site, option in rollout.forced:
-        state.tried.setdefault(site, set()).add(_names(routes, site).index(option))
+def _noise(jobs: Sequence[Job], rollouts: Sequence[Rollout], reading: RewardReading) -> float:
+    """The share of wrong rewards by the runs that were made twice."""
+    found: dict[int, list[bool]] = defaultdict(list)
+    for job, rollout in zip(jobs, rollouts, strict=True):
+        if rollout.reward is not None:
+            found[job.example].append(rollout.reward >= reading.best_reward)
+    return measured_noise([(pair[0], pair[1]) for pair in found.values() if len(pair) == 2])
 
 
-def _next_trials(
-    states: Sequence[_Progress], routes: Routes, order: np.ndarray
-) -> tuple[np.ndarray, list[tuple[tuple[Site, str], ...]]]:
-    """For each example, the chance that its next rollout succeeds (0 if none is left) and what it forces."""
-    chances = np.zeros(len(states))
-    forced: list[tuple[tuple[Site, str], ...]] = [()] * len(states)
-    options: dict[tuple[int, Site], tuple[int, float, float]] = {}
-    for name, route in routes.items():
-        for decided in route.fields:
-            entries = [
-                (index, site, text)
-                for index, state in enumerate(states)
-                if not state.done
-                for site, text in state.sites or ()
-                if (site.route, site.field) == (name, decided.name)
-            ]
-            if not entries:
-                continue
-            policy = route.head[decided.name].policy(route.encoder.encode([text for _, _, text in entries]))
-            tried = np.zeros(policy.shape, dtype=bool)
-            for row, (index, site, _) in enumerate(entries):
-                tried[row, list(states[index].tried.get(site, ()))] = True
-            option, chance = next_options(policy, tried)
-            found = zip(option.tolist(), chance.tolist(), policy.max(axis=1).tolist(), strict=True)
-            options.update({(index, site): values for (index, site, _), values in zip(entries, found, strict=True)})
-    for index, state in enumerate(states):
-        if state.done:
-            continue
-        if state.sites is None:
-            chances[index] = 1.0 + order[index]  # nothing is known yet: first, in a random order
-            continue
-        if not state.sites:
-            continue
-        likeliest = {site: options[index, site][2] for site, _ in state.sites}
-        joint = float(np.prod(list(likeliest.values())))
-        if state.runs == 0:
-            chances[index] = joint
-            continue
-        for site, _ in state.sites:
-            option_index, alone, _ = options[index, site]
-            together = alone * joint / likeliest[site]
-            if option_index >= 0 and together > chances[index]:
-                chances[index] = together
-                forced[index] = ((site, _names(routes, site)[option_index]),)
-    return chances, forced
+def _jobs(
+    program: object,
+    routes: Routes,
+    examples: Sequence[KeyedExample],
+    feedback: Sequence[Feedback],
+    reading: RewardReading,
+    fresh: Sequence[int],
+    size: int,
+) -> list[Job]:
+    """The rollouts of the next round where a run either succeeds or does not."""
+    numbers = {entry.key: index for index, entry in enumerate(examples)}
+    tried = [row for row in feedback if row.has_reward]
+    evidence = run_evidence(routes, tried, reading)
+    _presume(program, routes, examples, evidence, {examples[index].key for index in fresh})
+    first = list(fresh[: int(np.ceil(FRESH_SHARE * size))])
+    left_out = set(first)
+    jobs = [Job(index) for index in first]
+    best: dict[int, tuple[float, Choice]] = {}
+    for gain, choice in _candidates(routes, evidence, reading.noise):
+        index = numbers[str(evidence.decisions[choice.field][choice.row].example)]
+        if index not in left_out and (index not in best or gain > best[index][0]):
+            best[index] = (gain, choice)
+    ranked = sorted(best.items(), key=lambda item: -item[1][0])[: size - len(jobs)]
+    jobs += [Job(index, _forced(routes, evidence, choice)) for index, (_, choice) in ranked]
+    # What is left of the round goes to examples of which nothing is known.
+    unknown = [index for index in fresh if index not in left_out and index not in best]
+    return jobs + [Job(index) for index in unknown[: size - len(jobs)]]
 
 
-def _names(routes: Routes, site: Site) -> tuple[str, ...]:
-    return next(decided.option_names for decided in routes[site.route].fields if decided.name == site.field)
+def _presume(
+    program: object,
+    routes: Routes,
+    examples: Sequence[KeyedExample],
+    evidence: RunEvidence[FieldKey],
+    fresh: set[str],
+) -> None:
+    """Add the first decision of examples not run yet, where all others began with one route reading their inputs."""
+    firsts: dict[FieldKey, dict[object, str]] = {}
+    for key, decisions in evidence.decisions.items():
+        if found := {decided.example: decided.text for decided in decisions if decided.parent is None}:
+            firsts[key] = found
+    if not firsts and routes.get("self") is program:
+        firsts["self", routes["self"].fields[0].name] = {}
+    if len(firsts) != 1:
+        return
+    [(key, seen)] = firsts.items()
+    texts = likely_texts(routes[key[0]], examples)
+    if any(seen.get(entry.key, text) != text for entry, text in zip(examples, texts, strict=True)):
+        return
+    for entry, text in zip(examples, texts, strict=True):
+        if entry.key in fresh and text is not None:
+            evidence.decision(entry.key, key, text)
+
+
+def _candidates(routes: Routes, evidence: RunEvidence[FieldKey], noise: float) -> list[tuple[float, Choice]]:
+    """For each decision the choice that is worth trying most, with what its outcome would say."""
+    policies = policies_at(routes, evidence)
+    posteriors = evidence.posterior(policies, noise)
+    onward = _onward(evidence, posteriors)
+    succeeded = _succeeded(evidence)
+    found: list[tuple[float, Choice]] = []
+    for key, posterior in posteriors.items():
+        if not len(posterior.reach):
+            continue
+        successes, failures = evidence.outcomes(key)
+        lifted = lift_rare_options(posterior.probability, posterior.reach, failures.sum(axis=0))
+        # Without noise no choice is tried twice, and an example that has succeeded is left alone.
+        closed = evidence.continued(key) | ((failures + successes > 0) & (noise == 0))
+        if noise == 0:
+            closed |= np.array([decided.example in succeeded for decided in evidence.decisions[key]])[:, None]
+        lifted = np.where(closed, -1.0, lifted)
+        option = lifted.argmax(axis=1)
+        row = np.arange(len(option))
+        likely = lifted[row, option]
+        ahead = np.where((successes + failures)[row, option] > 0, 1.0, onward[key])
+        gain = information(np.clip(posterior.reach * likely * ahead, 0.0, 1.0), noise)
+        worth = (likely >= 0) & (gain > (SMALLEST_NOISY_GAIN if noise else SMALLEST_GAIN))
+        found += [(float(gain[index]), Choice(key, int(index), int(option[index]))) for index in np.flatnonzero(worth)]
+    return found
+
+
+def _succeeded(evidence: RunEvidence[FieldKey]) -> set[object]:
+    """Examples with a run that succeeded."""
+    return {
+        evidence.decisions[key][row].example
+        for key in evidence.options
+        for row in np.flatnonzero(evidence.outcomes(key)[0].any(axis=1))
+    }
+
+
+def _onward(evidence: RunEvidence[FieldKey], posteriors: dict[FieldKey, Posterior]) -> dict[FieldKey, float]:
+    """The chance that what follows a decision of each field is decided rightly, by the decisions that did follow."""
+    chances: dict[FieldKey, list[float]] = {key: [] for key in evidence.options}
+    for key, decisions in evidence.decisions.items():
+        best = posteriors[key].probability.max(axis=1, initial=0.0)
+        for row, decided in enumerate(decisions):
+            if decided.parent is not None:
+                chances[decided.parent.field].append(float(best[row]))
+    return {key: float(np.mean(found)) if found else 1.0 for key, found in chances.items()}
+
+
+def _forced(routes: Routes, evidence: RunEvidence[FieldKey], choice: Choice) -> tuple[tuple[Site, str], ...]:
+    """The decisions of a run up to and including a choice, as a rollout is told of them."""
+    fields = decided_fields(routes)
+    calls: Counter[FieldKey] = Counter()
+    forced = []
+    for step in evidence.path(choice):
+        route, field = step.field
+        site = Site(route, field, calls[step.field])
+        forced.append((site, fields[step.field].option_names[step.option]))
+        calls[step.field] += 1
+    return tuple(forced)

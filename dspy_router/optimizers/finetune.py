@@ -1,5 +1,6 @@
 """`RouteFinetune`: the optimizer that trains the routes of a program."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ from dspy.teleprompt.teleprompt import Teleprompter
 
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
+from dspy_router.optimizers.outcomes import CostUnit
 from dspy_router.optimizers.rollout_log import sole_use
 from dspy_router.optimizers.rollouts import Metric
 from dspy_router.optimizers.settings import AutoBudget, FinetuneSettings
@@ -19,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class RouteFinetune(Teleprompter):
-    """Train every route of a program from labels, a teacher's runs and the program's own metric.
+    """Train every route of a program from labels, logs, a teacher's runs and the program's own metric.
 
-    Rollouts are paid only for examples that neither a label nor the teacher settles.
+    Rollouts are paid only for examples that neither a label, nor a log, nor the teacher settles.
 
     Args:
         metric: `metric(example, prediction)` returns a bool, a number or a `dspy.Prediction` with `score`. It
             scores rollouts, filters the teacher's runs and guards the result on the validation set.
-        max_metric_calls: Most runs of the program scored by the metric, the two passes over the validation
-            set included. By default twice the examples to explore, and the validation passes.
+        max_metric_calls: Most runs scored by the metric: rollouts, the teacher's, and the two passes over the
+            validation set. By default twice the examples to explore, and those passes.
         auto: Instead of `max_metric_calls`, the number of calls `dspy.GEPA(auto=...)` allows itself for as many
             decisions and the same validation set (the training set if there is none).
         num_threads: As in `dspy.Evaluate`.
@@ -35,6 +37,10 @@ class RouteFinetune(Teleprompter):
             default unless it scored zero.
         best_reward: The score at which a rollout needs no better.
         failure_score: The score of a rollout that raised.
+        cost_weight: What a dollar of LM calls is worth in reward: routes learn to earn `reward - cost_weight · cost`.
+        cost_unit: `"dollars"`, by litellm's prices, or `"tokens"`; `cost_weight` is per unit.
+        metric_noise: Share of 0/1 rewards that are wrong, in [0, 0.5). By default 1 % of the rollouts, at most 200,
+            are made twice to measure it; where all agree, rewards are taken as they are.
         max_errors: Stop after so many rollouts that raised; DSPy's setting by default.
         seed: With the same seed and data, the same result.
         log_dir: Finished rollouts are kept in `rollouts.jsonl` there, and taken from it by a later compile with
@@ -67,6 +73,9 @@ class RouteFinetune(Teleprompter):
         metric_threshold: float | None = None,
         best_reward: float = 1.0,
         failure_score: float = 0.0,
+        cost_weight: float = 0.0,
+        cost_unit: CostUnit = "dollars",
+        metric_noise: float | None = None,
         max_errors: int | None = None,
         seed: int = 0,
         log_dir: str | Path | None = None,
@@ -78,6 +87,12 @@ class RouteFinetune(Teleprompter):
             raise RouteError(f"max_metric_calls={max_metric_calls} and auto={auto!r} are two budgets; give one.")
         if auto not in (None, *get_args(AutoBudget)):
             raise RouteError(f"auto={auto!r} is no budget; give 'light', 'medium' or 'heavy'.")
+        if not 0 <= cost_weight < math.inf:
+            raise RouteError(f"cost_weight={cost_weight} is no weight; give a reward per unit of cost, 0 or more.")
+        if cost_unit not in get_args(CostUnit):
+            raise RouteError(f"cost_unit={cost_unit!r} is no unit; give 'dollars' or 'tokens'.")
+        if metric_noise is not None and not 0 <= metric_noise < 0.5:
+            raise RouteError(f"metric_noise={metric_noise} is outside [0, 0.5): a share of wrong rewards.")
         self.settings = FinetuneSettings(
             metric=metric,
             max_metric_calls=max_metric_calls,
@@ -86,6 +101,9 @@ class RouteFinetune(Teleprompter):
             metric_threshold=metric_threshold,
             best_reward=best_reward,
             failure_score=failure_score,
+            cost_weight=cost_weight,
+            cost_unit=cost_unit,
+            metric_noise=metric_noise,
             max_errors=max_errors,
             seed=seed,
             log_dir=Path(log_dir) if log_dir else None,
@@ -97,18 +115,22 @@ class RouteFinetune(Teleprompter):
         self,
         student: dspy.Module,
         *,
-        trainset: Sequence[dspy.Example],
+        trainset: Sequence[dspy.Example] | None = None,
         teacher: dspy.Module | None = None,
         valset: Sequence[dspy.Example] | None = None,
+        feedback: Sequence[Feedback] | str | Path | None = None,
     ) -> dspy.Module:
         """Return a copy of the student with trained routes; the student is left as it was.
 
         Args:
             student: A route, or any module with routes in it.
-            trainset: Examples with inputs set. Those that have a route's output field are gold labels.
+            trainset: Examples with inputs set. Those that have a route's output field are gold labels. May be left
+                out where there is feedback.
             teacher: A program whose decisions are learned, such as the one with the LM planner.
             valset: Examples on which the result must be no worse than the student. Without a valset the
                 training rows stand in, which is a weaker check; the report says so.
+            feedback: Rows logged earlier, or the path of a log (see `record_decisions`). Rows that do not fit the
+                program's routes are counted in the report by reason.
 
         Raises:
             RouteError: If there is nothing to learn from, a label is no option or another compile is using
@@ -118,7 +140,7 @@ class RouteFinetune(Teleprompter):
 
         log_dir = self.settings.log_dir
         with sole_use(log_dir) if log_dir else nullcontext():
-            compilation = Compilation(self.settings, student, trainset, teacher, valset)
+            compilation = Compilation(self.settings, student, trainset or [], teacher, valset, feedback)
             self.report, self.feedback = None, compilation.feedback
             program = compilation.run()
         self.report = compilation.report

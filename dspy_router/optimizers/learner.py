@@ -1,7 +1,7 @@
 """From feedback rows to fitted heads."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,14 @@ from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
 from dspy_router.learning.fit import FitSettings, fit_head
 from dspy_router.learning.fit_network import NetworkFitSettings, NetworkTask, fit_network
-from dspy_router.learning.rows import TargetRows
-from dspy_router.learning.trials import rows_from_trials
+from dspy_router.learning.rows import Objective, TargetRows
+from dspy_router.optimizers.graded import TextTargets, graded_targets
+from dspy_router.optimizers.outcomes import TRIED, RewardReading
+from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, policies_at, run_evidence
 from dspy_router.route import DifferentiableRoute
 
-Routes = Mapping[str, DifferentiableRoute]
+SMALLEST_REACH = 1e-3  # what is so unlikely to be part of the right run is not learned from
+TELLING = 0.999  # likelihoods that are all at least this say nothing
 
 
 @dataclass(frozen=True)
@@ -28,71 +31,75 @@ class FieldRows:
     rows: TargetRows
 
     def agreement(self) -> float:
-        """Weighted share of rows in which the likeliest option is the likeliest of those that may be right."""
+        """Weighted mean worth of the likeliest options: a share right, or a mean reward where rewards are graded."""
         policy = self.route.head[self.field.name].policy(self.route.encoder.encode(self.texts))
-        chosen = policy.argmax(axis=1)
-        right = self.rows.possible[np.arange(len(chosen)), chosen]
-        soft = self.rows.soft.sum(axis=1) > 0
-        right = np.where(soft, self.rows.soft.argmax(axis=1) == chosen, right)
-        return float(np.average(right, weights=self.rows.weight))
+        return float(np.average(self.rows.worth(policy.argmax(axis=1)), weights=self.rows.weight))
 
 
-def field_rows(routes: Routes, feedback: Iterable[Feedback], *, best_reward: float = 1.0) -> list[FieldRows]:
+def field_rows(routes: Routes, feedback: Sequence[Feedback], reading: RewardReading | None = None) -> list[FieldRows]:
     """Feedback as target rows, one entry for every field that has any.
 
-    A label settles its decision whatever else was tried. Then rollouts: a run that reached the best reward
-    shows that all its decisions were right; one that did not says something only if it had a single decision.
-    Then the teacher's probabilities or, where it gives none, its choice.
+    A label settles its decision whatever else was tried; what was tried comes before a teacher's word.
     """
-    by_field: dict[tuple[str, str], list[Feedback]] = defaultdict(list)
+    reading = reading or RewardReading()
+    fields = decided_fields(routes)
+    tried = [row for row in feedback if row.source in TRIED and row.has_reward]
+    targets: dict[FieldKey, TextTargets] = {key: {} for key in fields}
     for row in feedback:
-        by_field[row.route, row.field].append(row)
-    found = []
-    for name, route in routes.items():
-        for field in route.fields:
-            if rows := by_field.get((name, field.name)):
-                texts, targets = _target_rows(rows, field.option_names, best_reward)
-                if len(targets):
-                    found.append(FieldRows(route, field, texts, targets))
+        if row.source == "teacher":
+            _put(targets, row, *_taught(row, fields))
+    tried_targets = graded_targets if reading.graded(tried) else _outcome_targets
+    for key, found in tried_targets(routes, tried, reading).items():
+        targets[key].update(found)
+    for row in feedback:
+        if row.source in ("label", "synthetic"):
+            _put(targets, row, Objective.LIKELIHOOD, _one_hot(row, fields))
+    return [
+        FieldRows(routes[name], fields[name, field], [text for _, text in found], _joined(found))
+        for (name, field), found in targets.items()
+        if found
+    ]
+
+
+def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardReading) -> dict[FieldKey, TextTargets]:
+    """What 0/1 rewards say of each decision, given what the policy thinks of a run's other decisions."""
+    evidence = run_evidence(routes, tried, reading)
+    found: dict[FieldKey, TextTargets] = {}
+    for key, posterior in evidence.posterior(policies_at(routes, evidence), reading.noise).items():
+        telling = (posterior.likelihood.min(axis=1, initial=1.0) < TELLING) & (posterior.reach > SMALLEST_REACH)
+        entries: TextTargets = {}
+        for row in np.flatnonzero(telling):
+            decided = evidence.decisions[key][row]
+            # A decision met on two paths is kept once for each: the parent is part of its name.
+            name = (f"{decided.example}{decided.parent or ''}", decided.text)
+            entries[name] = (Objective.LIKELIHOOD, posterior.likelihood[row], float(posterior.reach[row]))
+        found[key] = entries
     return found
 
 
-def _target_rows(rows: Sequence[Feedback], options: Sequence[str], best: float) -> tuple[list[str], TargetRows]:
-    number = {option: index for index, option in enumerate(options)}
-    groups: dict[tuple[str, int, str], int] = {}
-    texts: list[str] = []
-    tries: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
-    soft: dict[int, np.ndarray] = {}
-    for row in rows:
-        key = (row.example, row.occurrence, row.text)
-        if key not in groups:
-            groups[key] = len(groups)
-            texts.append(row.text)
-        if row.source == "rollout" and row.reward < best and not row.sole:
-            continue
-        reward = row.reward if row.source == "rollout" else best
-        tries[row.source].append((groups[key], number[row.chosen], reward))
-        if row.probabilities is not None:
-            soft[groups[key]] = np.array([row.probabilities.get(option, 0.0) for option in options], np.float32)
-    possible = np.ones((len(groups), len(options)), dtype=bool)
-    known = np.zeros(len(groups), dtype=bool)
-    settled = np.zeros(len(groups), dtype=bool)
-    # Later sources overrule earlier ones.
-    for source in ("teacher", "rollout", "label"):
-        if tries[source]:
-            columns = [np.array(column) for column in zip(*tries[source], strict=True)]
-            found, index = rows_from_trials(*columns, shape=(len(groups), len(options)), best_reward=best)
-            possible[index], known[index] = found.possible, True
-            if source != "teacher":
-                settled[index] |= found.possible.sum(axis=1) == 1
-    target = np.zeros((len(groups), len(options)), dtype=np.float32)
-    for group, probabilities in soft.items():
-        if not settled[group] and probabilities.sum() > 0:
-            target[group] = probabilities / probabilities.sum()
-            possible[group], known[group] = True, True
-    kept = np.flatnonzero(known)
-    weight = np.ones(len(kept), np.float32)
-    return [texts[index] for index in kept], TargetRows(possible[kept], target[kept], weight)
+def _put(
+    targets: dict[FieldKey, TextTargets], row: Feedback, objective: Objective, target: np.ndarray, weight: float = 1.0
+) -> None:
+    targets[row.route, row.field][row.example, row.text] = (objective, target, weight)
+
+
+def _taught(row: Feedback, fields: Mapping[FieldKey, DecisionField]) -> tuple[Objective, np.ndarray]:
+    if row.probabilities is not None:
+        names = fields[row.route, row.field].option_names
+        soft = np.array([row.probabilities.get(name, 0.0) for name in names], np.float32)
+        if soft.sum() > 0:
+            return Objective.DISTRIBUTION, soft / soft.sum()
+    return Objective.LIKELIHOOD, _one_hot(row, fields)
+
+
+def _one_hot(row: Feedback, fields: Mapping[FieldKey, DecisionField]) -> np.ndarray:
+    names = fields[row.route, row.field].option_names
+    return np.array([name == row.chosen for name in names], np.float32)
+
+
+def _joined(found: TextTargets) -> TargetRows:
+    objectives, targets, weights = zip(*found.values(), strict=True)
+    return TargetRows(np.stack(targets).astype(np.float32), np.array(objectives, np.int8), np.array(weights, "f4"))
 
 
 def fit_routes(

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+
+from dspy_router.optimizers.frontier import FrontierPoint
+from dspy_router.optimizers.outcomes import CostUnit
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,7 @@ class FinetuneReport:
     Attributes:
         rows: Feedback rows by source.
         set_aside: What could not be learned from, by reason.
+        noted: Logged rows that not every objective could use, by reason.
         train_before: Share of the training decisions about which something is known that the student got right.
         train_after: The same for the program returned.
         validation_before: Mean metric (or, without a metric, share of labels matched) of the student on the
@@ -26,12 +31,17 @@ class FinetuneReport:
         errors: Those that raised.
         tokens: Tokens their LM calls took.
         cost: Their price in dollars; None if a model has no known price, so that only tokens are counted.
+        noise: Share of 0/1 rewards found, or said, to be wrong.
+        cost_unit: What the frontier counts as cost.
+        frontier: What routes trained for other weights of the cost would earn and cost, cheapest last; empty if runs
+            cost nothing.
         seconds: Wall time of the compile.
         seed: The seed it can be repeated with.
     """
 
     rows: Mapping[str, int]
     set_aside: Mapping[str, int]
+    noted: Mapping[str, int]
     train_before: float
     train_after: float
     validation_before: float | None
@@ -43,6 +53,9 @@ class FinetuneReport:
     errors: int
     tokens: int
     cost: float | None
+    noise: float
+    cost_unit: CostUnit
+    frontier: tuple[FrontierPoint, ...]
     seconds: float
     seed: int
 
@@ -65,13 +78,35 @@ class FinetuneReport:
         if self.validation_before is not None:
             validation = ["validation score, before and after", share(self.validation_before)]
             lines.insert(2, [*validation, share(self.validation_after)])
-        if self.set_aside:
-            aside = ", ".join(f"{count:,} {reason}" for reason, count in self.set_aside.items())
-            lines.insert(1, ["set aside", aside, ""])
+        for name, counts in (("used in part", self.noted), ("set aside", self.set_aside)):
+            if counts:
+                lines.insert(1, [name, ", ".join(f"{count:,} {reason}" for reason, count in counts.items()), ""])
+        if self.noise:
+            lines.insert(-1, ["noise of the metric", f"{self.noise:.1%} of its rewards are wrong", ""])
         return tabulate(lines, tablefmt=form, disable_numparse=True)
 
+    def _frontier_table(self, form: str) -> str:
+        headers = ["cost weight", "reward a run", f"{self.cost_unit} a run"]
+        rows = [[f"{point.cost_weight:.4g}", f"{point.reward:.3f}", f"{point.cost:.4g}"] for point in self.frontier]
+        return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True)
+
+    def save_frontier(self, path: str | Path) -> Path:
+        """Draw the frontier; see `dspy_router.evaluation.plots.save_frontier`."""
+        from dspy_router.evaluation.plots import save_frontier
+
+        return save_frontier(self.frontier, path, cost_unit=self.cost_unit)
+
     def __str__(self) -> str:
-        return self._table("plain")
+        frontier = f"\n\n{self._frontier_table('plain')}" if self.frontier else ""
+        return self._table("plain") + frontier
 
     def _repr_html_(self) -> str:
-        return self._table("html")
+        if not self.frontier:
+            return self._table("html")
+        try:
+            from dspy_router.evaluation.plots import frontier_svg
+
+            picture = frontier_svg(self.frontier, cost_unit=self.cost_unit)
+        except ImportError:  # the extra `plots` is not installed
+            picture = ""
+        return self._table("html") + self._frontier_table("html") + picture

@@ -28,7 +28,7 @@ class RolloutLog:
         self._known: dict[str, str] = {}
         if self.path.exists():
             text = self.path.read_text(encoding="utf-8")
-            for line in text.splitlines():
+            for line in text.split("\n"):  # splitlines would cut at other separators that texts hold
                 try:
                     entry = json.loads(line)
                     self._known[entry["key"]] = json.dumps(entry["rollout"], ensure_ascii=False)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,31 +15,13 @@ from dspy.utils.parallelizer import ParallelExecutor
 from dspy.utils.usage_tracker import track_usage
 
 from dspy_router.costs import usage_cost
-from dspy_router.decisions import Decision, choosing, recording
+from dspy_router.decisions import choosing, recording
 from dspy_router.errors import RouteError
+from dspy_router.optimizers.override import RunOverride, Site, SiteDecision
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.route import DifferentiableRoute
 
 Metric = Callable[..., Any]
-
-
-@dataclass(frozen=True, order=True)
-class Site:
-    """Where in a run a decision is made: the route's name in the program, the field, and which call it is."""
-
-    route: str
-    field: str
-    occurrence: int
-
-
-@dataclass(frozen=True)
-class SiteDecision:
-    """A decision made in a rollout: the site, what was read, what was chosen and how."""
-
-    site: Site
-    text: str
-    chosen: str
-    propensity: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +32,8 @@ class Rollout:
         example: Key of the example.
         forced: The options that were forced, by site; decisions elsewhere were the policy's own.
         decisions: All decisions of the run, in order.
-        reward: The metric's number, or `failure_score` if the run or the metric failed.
+        reward: The metric's number, or `failure_score` if the run or the metric raised; None if the metric gave
+            nothing that is a finite number, which is an error and teaches nothing.
         error: What was raised, if anything.
         tokens: Tokens the run's LM calls took, prompt and completion together.
         cost: Their price in dollars; None if a model has no known price.
@@ -58,7 +42,7 @@ class Rollout:
     example: str
     forced: tuple[tuple[Site, str], ...]
     decisions: tuple[SiteDecision, ...]
-    reward: float
+    reward: float | None
     error: str | None = None
     tokens: int = 0
     cost: float | None = 0.0
@@ -88,10 +72,20 @@ class KeyedExample:
 
 @dataclass(frozen=True)
 class Job:
-    """A rollout to run: the example's index and the options to force."""
+    """A rollout to run.
+
+    Attributes:
+        example: The example's index.
+        forced: The options to force, by site.
+        look: Which run of the example this is, from 0.
+        sampled: Whether decisions that are not forced are drawn at random, near the policy, with their propensities
+            noted; else the policy's likeliest options are taken.
+    """
 
     example: int
     forced: tuple[tuple[Site, str], ...] = ()
+    look: int = 0
+    sampled: bool = False
 
 
 class RolloutRunner:
@@ -106,6 +100,7 @@ class RolloutRunner:
         failure_score: The reward of a rollout that raised.
         max_errors: After so many rollouts that raised, running stops with an error.
         log: Where finished rollouts are kept; None keeps none.
+        seed: Of what sampled rollouts draw.
     """
 
     def __init__(
@@ -118,7 +113,9 @@ class RolloutRunner:
         failure_score: float,
         max_errors: int | None,
         log: RolloutLog | None = None,
+        seed: int = 0,
     ) -> None:
+        self.seed = seed
         self.program = program
         self.metric = metric
         self.num_threads = num_threads
@@ -127,9 +124,6 @@ class RolloutRunner:
         self.log = log
         self.finished: list[Rollout] = []
         self._names = {id(route): name for name, route in routes.items()}
-        self._options = {
-            (name, field.name): field.option_names for name, route in routes.items() for field in route.fields
-        }
         self._errors: list[str] = []
         self._lock = threading.Lock()
 
@@ -173,68 +167,42 @@ class RolloutRunner:
         return results
 
     def _logged_or_run(self, job: Job, keyed: KeyedExample, phase: str) -> Rollout:
-        key, example = keyed.key, keyed.example
-        if self.log is not None and (logged := self.log.find(phase, key, _plain(job.forced))) is not None:
+        key = _plain(job)
+        if self.log is not None and (logged := self.log.find(phase, keyed.key, key)) is not None:
             return Rollout.from_json(logged)
-        rollout = self._run(job, example, key)
+        rollout = self._run(job, keyed)
         if self.log is not None:
-            self.log.append(phase, key, _plain(job.forced), rollout.to_json())
+            self.log.append(phase, keyed.key, key, rollout.to_json())
         return rollout
 
-    def _run(self, job: Job, example: dspy.Example, key: str) -> Rollout:
-        run = _Run(self._names, self._options, dict(job.forced))
-        reward, error = self.failure_score, None
+    def _run(self, job: Job, keyed: KeyedExample) -> Rollout:
+        draws = random.Random(f"{self.seed} {keyed.key} {job.look}") if job.sampled else None
+        run = RunOverride(self._names, job.forced, draws)
+        reward: float | None = self.failure_score
+        error = None
         with track_usage() as usage, recording(run), choosing(run), dspy.context(trace=[]):
             try:
-                prediction = self.program(**example.inputs())
+                prediction = self.program(**keyed.example.inputs())
                 if self.metric is not None:
-                    reward = reward_of(self.metric(example, prediction))
+                    reward = reward_of(self.metric(keyed.example, prediction))
+            except RewardError as raised:
+                reward, error = None, str(raised)
             except Exception as raised:
                 error = f"{type(raised).__name__}: {raised}"
         totals = usage.get_total_tokens()
         cost, tokens = usage_cost(totals) if totals else (0.0, 0)
-        return Rollout(key, job.forced, tuple(run.decisions), reward, error, tokens, cost)
+        return Rollout(keyed.key, job.forced, tuple(run.decisions), reward, error, tokens, cost)
 
 
-class _Run:
-    """Chooser and recorder of one rollout."""
-
-    def __init__(
-        self,
-        names: Mapping[int, str],
-        options: Mapping[tuple[str, str], tuple[str, ...]],
-        forced: Mapping[Site, str],
-    ) -> None:
-        self.decisions: list[SiteDecision] = []
-        self._names = names
-        self._options = options
-        self._forced = forced
-        self._calls: dict[tuple[str, str], int] = {}
-        self._lock = threading.Lock()
-
-    def choose(self, route: Any, field: str, probabilities: Mapping[str, float]) -> tuple[int, float] | None:
-        name = self._names.get(id(route))
-        if name is None or not self._forced:
-            return None
-        option = self._forced.get(Site(name, field, self._calls.get((name, field), 0)))
-        return None if option is None else (self._options[name, field].index(option), 1.0)
-
-    def record(self, route: Any, decision: Decision) -> None:
-        name = self._names.get(id(route))
-        if name is None:
-            return
-        with self._lock:
-            occurrence = self._calls.get((name, decision.field), 0)
-            self._calls[name, decision.field] = occurrence + 1
-            site = Site(name, decision.field, occurrence)
-            self.decisions.append(SiteDecision(site, decision.text, decision.name, decision.propensity))
+class RewardError(RouteError):
+    """The metric gave something that is no finite number."""
 
 
 def reward_of(value: Any) -> float:
     """A metric's verdict as a number: a bool, a number, or a prediction with `score`.
 
     Raises:
-        RouteError: If it is none of these, or not finite.
+        RewardError: If it is none of these, or not finite.
 
     Example:
         >>> reward_of(True), reward_of(dspy.Prediction(score=0.5))
@@ -243,11 +211,11 @@ def reward_of(value: Any) -> float:
     try:
         reward = float(value.score if hasattr(value, "score") else value)
     except (TypeError, ValueError) as error:
-        raise RouteError(
+        raise RewardError(
             f"The metric returned {value!r}; expected a bool, a number or a dspy.Prediction with score."
         ) from error
     if not math.isfinite(reward):
-        raise RouteError(f"The metric returned {reward}, which is not finite. Return a number.")
+        raise RewardError(f"The metric returned {reward}, which is not finite. Return a number.")
     return reward
 
 
@@ -263,5 +231,6 @@ def keyed(examples: Sequence[dspy.Example]) -> list[KeyedExample]:
     return found
 
 
-def _plain(forced: tuple[tuple[Site, str], ...]) -> list[list[Any]]:
-    return [[site.route, site.field, site.occurrence, option] for site, option in forced]
+def _plain(job: Job) -> list[Any]:
+    """What is run, beside the example, as the log names it."""
+    return [job.look, job.sampled, [[site.route, site.field, site.occurrence, option] for site, option in job.forced]]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dspy_router.optimizers.outcomes import CostUnit
 from dspy_router.optimizers.rollouts import Metric
 
 AutoBudget = Literal["light", "medium", "heavy"]
@@ -20,6 +21,9 @@ class FinetuneSettings:
     metric_threshold: float | None
     best_reward: float
     failure_score: float
+    cost_weight: float
+    cost_unit: CostUnit
+    metric_noise: float | None
     max_errors: int | None
     seed: int
     log_dir: Path | None

@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from dspy_router.decision_types import plain_value, probabilities_of, recorded_probabilities
 from dspy_router.decisions import Decision, recording
 from dspy_router.errors import RouteError
-from dspy_router.feedback import Feedback
+from dspy_router.feedback import Feedback, Source
 from dspy_router.fields import DecisionField
-from dspy_router.optimizers.rollouts import Job, KeyedExample, Metric, RolloutRunner, Site, reward_of
+from dspy_router.optimizers.override import Site
+from dspy_router.optimizers.rollouts import Job, KeyedExample, Metric, RolloutRunner, reward_of
 from dspy_router.route import DifferentiableRoute
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def label_feedback(routes: Routes, examples: Sequence[KeyedExample], texts: Site
             if index is None:
                 strays[repr(plain_value(label))] += 1
                 continue
-            rows.append(_row("label", entry.key, site, text, field, index))
+            rows.append(_row(_origin(entry.example), entry.key, site, text, field, index))
     if strays:
         listed = ", ".join(f"{label} ({count})" for label, count in strays.most_common(10))
         options = sorted({name for route in routes.values() for field in route.fields for name in field.option_names})
@@ -119,9 +120,10 @@ def label_feedback(routes: Routes, examples: Sequence[KeyedExample], texts: Site
 
 @dataclass(frozen=True)
 class TeacherFeedback:
-    """What a teacher taught: its rows, how many runs the metric refused, failed or decided for no option."""
+    """What a teacher taught: its rows, and how many runs were scored, refused, failed or decided for no option."""
 
     rows: list[Feedback]
+    scored: int
     refused: int
     failed: int
     unknown: int
@@ -192,7 +194,8 @@ def teacher_feedback(
     if len(errors) >= max_errors:
         raise RouteError(f"Stopped after {len(errors)} teacher runs that raised; the last: {errors[-1]}.")
     rows = [row for found in results for row in found]
-    return TeacherFeedback(rows, counts["refused"], len(errors), counts["unknown"])
+    scored = len(examples) if metric is not None else 0
+    return TeacherFeedback(rows, scored, counts["refused"], len(errors), counts["unknown"])
 
 
 class _RouteDecisions:
@@ -230,7 +233,7 @@ def _teacher_decision(
 
 
 def _row(
-    source: Any,
+    source: Source,
     key: str,
     site: Site,
     text: str,
@@ -252,6 +255,12 @@ def _row(
         reward=reward,
         probabilities=probabilities,
     )
+
+
+def _origin(example: dspy.Example) -> Source:
+    """Whether a label was written by an LM: `dspy_router.synthesis` says so in the example."""
+    origin = "" if "origin" in example.inputs() else example.get("origin", "")
+    return "synthetic" if isinstance(origin, str) and origin.startswith("synthetic/") else "label"
 
 
 def _field(routes: Routes, site: Site) -> DecisionField:

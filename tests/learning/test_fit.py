@@ -5,7 +5,7 @@ from sklearn.linear_model import LogisticRegression
 
 from dspy_router.heads import OptionHead
 from dspy_router.learning.fit import FitSettings, fit_head
-from dspy_router.learning.rows import TargetRows
+from dspy_router.learning.rows import Objective, TargetRows
 
 
 def clusters(rows: int, options: int = 4, dimension: int = 16, noise: float = 0.4, seed: int = 0):
@@ -49,7 +49,7 @@ def test_failures_alone_teach_the_option_that_is_left() -> None:
     random = np.random.default_rng(0)
     for row, label in enumerate(labels):
         possible[row, random.permutation([option for option in range(4) if option != label])[:2]] = False
-    rows = TargetRows(possible, np.zeros((300, 4), np.float32), np.ones(300, np.float32))
+    rows = TargetRows.of(Objective.LIKELIHOOD, possible)
     head = OptionHead(torch.zeros(4, 16))
     fit_head(head, vectors, rows)
     assert accuracy(head, vectors, labels) > 0.9
@@ -58,7 +58,7 @@ def test_failures_alone_teach_the_option_that_is_left() -> None:
 def test_soft_targets_are_matched() -> None:
     vectors = np.eye(2, 8, dtype=np.float32).repeat(50, axis=0)
     soft = np.array([[0.8, 0.2], [0.3, 0.7]], np.float32).repeat(50, axis=0)
-    rows = TargetRows(np.ones((100, 2), bool), soft, np.ones(100, np.float32))
+    rows = TargetRows.of(Objective.DISTRIBUTION, soft)
     head = OptionHead(torch.zeros(2, 8))
     fit_head(head, vectors, rows)
     np.testing.assert_allclose(head.policy(vectors), soft, atol=0.03)
@@ -70,7 +70,7 @@ def test_weights_count_as_repeated_rows() -> None:
     weight = np.where(np.arange(60) < 20, 3.0, 1.0).astype(np.float32)
     rows = TargetRows.from_labels(labels, 4)
     weighted, repeated = OptionHead(torch.from_numpy(centers)), OptionHead(torch.from_numpy(centers))
-    fit_head(weighted, vectors, TargetRows(rows.possible, rows.soft, weight), settings=settings)
+    fit_head(weighted, vectors, TargetRows.of(Objective.LIKELIHOOD, rows.target, weight), settings=settings)
     index = np.repeat(np.arange(60), weight.astype(int))
     fit_head(repeated, vectors[index], TargetRows.from_labels(labels[index], 4), settings=settings)
     np.testing.assert_allclose(weighted.policy(vectors), repeated.policy(vectors), atol=5e-3)
@@ -119,4 +119,4 @@ def test_rows_and_vectors_must_match(rows: int) -> None:
 
 def test_target_rows_check_their_shapes() -> None:
     with pytest.raises(ValueError, match="Shapes do not fit"):
-        TargetRows(np.ones((2, 3), bool), np.zeros((2, 2), np.float32), np.ones(2, np.float32))
+        TargetRows(np.ones((2, 3), np.float32), np.zeros(3, np.int8), np.ones(2, np.float32))

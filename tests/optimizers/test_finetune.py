@@ -111,10 +111,11 @@ def test_an_lm_planner_teaches_through_real_requests(scripted_lm: Any) -> None:
 
 def test_the_metric_refuses_a_teachers_wrong_runs(scripted_lm: Any) -> None:
     server = scripted_lm(lambda text: "[[ ## fruit ## ]]\nbanana\n\n[[ ## completed ## ]]")
-    optimizer = RouteFinetune(right_fruit, max_metric_calls=60)
+    optimizer = RouteFinetune(right_fruit, max_metric_calls=120)
     with dspy.context(lm=server.lm):
         trained = optimizer.compile(Shop(), trainset=fruit_requests(60, seed=1), teacher=PlannedShop())
     assert optimizer.report.rows["teacher"] == 20
+    assert optimizer.report.rows["rollout"] <= 60
     assert optimizer.report.set_aside["teacher runs the metric refused"] == 40
     assert accuracy(trained) > 0.9
 
@@ -257,7 +258,7 @@ def test_a_metric_that_raises_stops_the_compile_and_keeps_what_was_paid() -> Non
 
 def test_a_few_errors_score_as_failures_and_are_kept() -> None:
     def metric(example: dspy.Example, prediction: dspy.Prediction) -> bool:
-        if not right_fruit(example, prediction) and "peel" in example.request:
+        if not right_fruit(example, prediction):
             raise RuntimeError("slipped")
         return right_fruit(example, prediction)
 
@@ -273,6 +274,19 @@ def test_a_few_errors_score_as_failures_and_are_kept() -> None:
 def test_a_metric_that_gives_no_number_is_an_error(value: object) -> None:
     with pytest.raises(RouteError, match="The metric returned"):
         RouteFinetune(lambda example, prediction: value, max_errors=2).compile(Shop(), trainset=fruit_requests(9))
+
+
+def test_a_reward_that_is_no_number_is_kept_as_an_error_row_and_not_learned_from() -> None:
+    def metric(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        return float("nan") if "now" in example.request.split() else float(right_fruit(example, prediction))
+
+    optimizer = RouteFinetune(metric, max_errors=1000)
+    trained = optimizer.compile(Shop(), trainset=fruit_requests(90, seed=1))
+    broken = [row for row in optimizer.feedback if row.reward is None]
+    assert broken
+    assert all("nan" in str(row.error) and "now" in row.text for row in broken)
+    assert optimizer.report.set_aside["rollouts whose metric gave no number"] == len(broken)
+    assert accuracy(trained) > 0.9
 
 
 def test_bad_training_data_is_named() -> None:

@@ -1,0 +1,286 @@
+"""Proof before switching: a candidate held against the log of what decides now.
+
+The estimates are those of `dspy_router.evaluation.offline`. This module finds the rows that speak of the candidate,
+decides whether the log can judge it at all, and says the verdict in a sentence.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Literal
+
+import dspy
+import numpy as np
+from tabulate import tabulate
+from tqdm.auto import tqdm
+
+from dspy_router.errors import RouteError
+from dspy_router.evaluation.offline import RARELY, Interval, LoggedRows, OfflineEvaluation, evaluate_policy
+from dspy_router.feedback import Feedback
+from dspy_router.fields import DecisionField
+from dspy_router.learning.reward_model import cross_fitted_rewards
+from dspy_router.route import DifferentiableRoute
+
+# What a verdict asks of the log.
+EFFECTIVE_ROWS = 50  # below, a handful of rows decide the estimate, and its interval with it
+UNSUPPORTED_SHARE = 0.05  # the most of the candidate's probability that the log may say nothing about
+UNUSABLE_SHARE = 0.2  # the most rows that may lack a propensity: the others may not be like them
+SURE = 3.29  # standard errors: a mean weight is called wrong only where chance makes it so in one log of a thousand
+
+DECIDED = ("log", "rollout")  # sources of rows that are decisions with what came of them, good or bad
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        field: The output field compared.
+        evaluation: The estimates with their intervals, and the overlap of candidate and log.
+        changed: Share of the rows in which the candidate decides otherwise than the log did; its expectation if the
+            candidate is stochastic.
+        set_aside: Logged rows that could not be used, by reason.
+        objections: Why there is no verdict; empty if there is one.
+    """
+
+    field: str
+    evaluation: OfflineEvaluation
+    changed: float
+    set_aside: Mapping[str, int]
+    objections: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Literal["switch", "do not switch", "no verdict"]:
+        """`"switch"` if the whole interval of the doubly robust difference lies above 0."""
+        if self.objections:
+            return "no verdict"
+        return "switch" if self.evaluation.estimates["doubly robust"].difference.low > 0 else "do not switch"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict with its figures."""
+        if self.objections:
+            return f"No verdict: {'; '.join(self.objections)}."
+        found = self.evaluation.estimates["doubly robust"]
+        earned, gain = found.reward.value, found.difference
+        return (
+            f"{self.verdict.capitalize()}: {'no difference is shown; ' if gain.low <= 0 <= gain.high else ''}the "
+            f"candidate would have earned {earned:.4g} a decision where the log earned {earned - gain.value:.4g}, a "
+            f"difference of {gain.value:+.3g} ({self._confidence} interval {gain.low:+.3g} to {gain.high:+.3g}, doubly "
+            f"robust, {found.rows:,} rows)."
+        )
+
+    @property
+    def _confidence(self) -> str:
+        return f"{100 * self.evaluation.confidence:g} %"
+
+    def _tables(self, form: str) -> tuple[str, str]:
+        interval = f"{self._confidence} interval"
+        headers = (f"field {self.field!r}", "reward", interval, "difference", interval, "rows")
+        lines = [
+            [name, *_cells(found.reward, ""), *_cells(found.difference, "+"), f"{found.rows:,}"]
+            for name, found in self.evaluation.estimates.items()
+        ]
+        facts = [("decided otherwise than the log did", f"{self.changed:.1%}")]
+        if (overlap := self.evaluation.overlap) is not None:
+            facts += [
+                ("effective sample size", f"{overlap.effective_rows:,.1f} rows"),
+                ("decisions without support in the log", f"{overlap.unsupported:.1%}"),
+                ("importance weights", f"mean {overlap.mean_weight:.2f}, largest {overlap.largest_weight:.4g}"),
+            ]
+        facts += [
+            (f"weighting leaves out: {reason}", f"{count:,} rows") for reason, count in self.evaluation.unusable.items()
+        ]
+        facts += [(f"set aside: {reason}", f"{count:,} rows") for reason, count in self.set_aside.items()]
+        return (
+            tabulate(lines, headers=headers, tablefmt=form, disable_numparse=True),
+            tabulate(facts, tablefmt="plain" if form == "simple" else form, disable_numparse=True),
+        )
+
+    def __str__(self) -> str:
+        return "\n\n".join((self.sentence, *self._tables("simple")))
+
+    def _repr_html_(self) -> str:
+        return "\n".join((f"<p><b>{escape(self.sentence)}</b></p>", *self._tables("html")))
+
+
+def compare(
+    logged: Sequence[Feedback] | str | Path,
+    candidate: dspy.Module,
+    *,
+    field: str | None = None,
+    stochastic: bool = False,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Estimate from a log whether a candidate would have earned more than what decided then, without running it.
+
+    The verdict rests on the doubly robust estimate of the difference a row. There is none where the log cannot judge
+    the candidate: `Comparison.objections` then says why.
+
+    Args:
+        logged: Feedback rows with propensities and rewards, or the path of a log of them.
+        candidate: A route, or a program that holds the one that the log is about.
+        field: The output field to compare; needed only if the log is about several.
+        stochastic: Judge a candidate that draws from its probabilities, instead of one that takes the likeliest
+            option, which is what a route does when called.
+        confidence: Of the intervals, in (0, 1).
+        seed: Draws the folds of the reward model and the bootstrap's resamples.
+
+    Raises:
+        RouteError: If `confidence` is not in (0, 1), or the log is about none of the candidate's decisions, or about
+            several of them.
+
+    Example:
+        >>> import random
+        >>> from dspy_router import DifferentiableRoute, Feedback
+        >>> letters = lambda texts: np.array([[text.count(c) for c in "abcdefghij"] for text in texts])
+        >>> route = DifferentiableRoute("text -> fruit", tools=["fig", "date"], encoder=letters)
+        >>> draw = random.Random(0)
+        >>> rows = []
+        >>> for number in range(400):  # whatever was asked for, either was served with 0.5
+        ...     wanted, served = draw.choice(["fig", "date"]), draw.choice(["fig", "date"])
+        ...     text, reward = f"a {wanted}, order {number}", float(served == wanted)
+        ...     rows.append(Feedback("log", text, "", "fruit", text, ("fig", "date"), served, 0.5, reward))
+        >>> comparison = compare(rows, route)
+        >>> comparison.verdict, round(comparison.evaluation.estimates["doubly robust"].reward.value, 2)
+        ('switch', 1.0)
+    """
+    if isinstance(logged, (str, Path)):
+        from dspy_router.feedback import read_feedback
+
+        logged = read_feedback(logged)
+    names, route, decided = _subject(logged, candidate, field)
+    reasons = [_reason(row, names, decided) for row in logged]
+    rows = [row for row, reason in zip(logged, reasons, strict=True) if reason is None]
+    set_aside = Counter(reason for reason in reasons if reason is not None)
+    compared = _logged_rows(rows, route, decided, stochastic, seed)
+    evaluation = evaluate_policy(compared, confidence=confidence, seed=seed)
+    changed = 1 - float(np.take_along_axis(compared.policy, compared.chosen[:, None], axis=1).mean()) if rows else 0.0
+    return Comparison(decided.name, evaluation, changed, set_aside, tuple(objections(evaluation)))
+
+
+def objections(evaluation: OfflineEvaluation) -> list[str]:
+    """Why a log cannot judge a candidate; empty if it can."""
+    overlap, unusable = evaluation.overlap, sum(evaluation.unusable.values())
+    found = []
+    if not evaluation.rows:
+        found.append("no row of the log can be used")
+    if unusable > UNUSABLE_SHARE * evaluation.rows:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in evaluation.unusable.items())
+        found.append(
+            f"{unusable:,} of {evaluation.rows:,} rows have no propensity to weigh with ({counts}); at most "
+            f"{UNUSABLE_SHARE:.0%} may lack one"
+        )
+    if overlap is None:
+        return found
+    if not overlap.effective_rows >= EFFECTIVE_ROWS:
+        found.append(
+            f"the log is worth {overlap.effective_rows:.1f} rows of the candidate's own (effective sample size); at "
+            f"least {EFFECTIVE_ROWS} are needed"
+        )
+    if overlap.unsupported > UNSUPPORTED_SHARE:
+        found.append(
+            f"{overlap.unsupported:.1%} of the candidate's decisions are options that the log never took, or less than "
+            f"once for {RARELY} times that the candidate would; at most {UNSUPPORTED_SHARE:.0%} may be"
+        )
+    if overlap.decided == 1 and overlap.mean_weight < 1 - UNSUPPORTED_SHARE:
+        found.append(
+            f"the log took no chances (every propensity is 1), and the candidate decides otherwise in "
+            f"{1 - overlap.mean_weight:.1%} of the rows; let what decides now explore a little, and log that"
+        )
+    elif abs(overlap.mean_weight - 1) > UNSUPPORTED_SHARE + SURE * overlap.mean_weight_error:
+        found.append(
+            f"the importance weights average {overlap.mean_weight:.2f} where 1 is expected: the propensities are "
+            "wrong, or the log never takes some of the candidate's options on some inputs"
+        )
+    return found
+
+
+def _subject(
+    rows: Sequence[Feedback], candidate: dspy.Module, field: str | None
+) -> tuple[set[str], DifferentiableRoute, DecisionField]:
+    """The candidate's route and field that the rows are about, with the names the rows give the route."""
+    from dspy_router.optimizers.compilation import find_routes  # brings torch
+
+    sites = [
+        (name, route, decided)
+        for name, route in find_routes(candidate).items()
+        for decided in route.fields
+        if field in (None, decided.name)
+    ]
+    named = [site for site in sites if any((row.route, row.field) == (site[0], site[2].name) for row in rows)]
+    alike = [site for site in sites if _names_alike(rows, site[2])]
+    found = named or alike
+    decisions = ", ".join(f"{decided.name!r} of route {name!r}" for name, _, decided in found or sites) or "nothing"
+    if not found:
+        seen = sorted({f"{row.field!r} among {list(row.candidates)}" for row in rows})
+        raise RouteError(
+            f"The log decides {'; '.join(seen[:5]) or 'nothing'}. The candidate decides {decisions}"
+            f"{'' if field is None else f' where field={field!r}'}: a field and its options must be the same in both."
+        )
+    if len(found) > 1:
+        raise RouteError(
+            f"The log is about several of the candidate's decisions, {decisions}: name one with field=, or pass its "
+            "route as the candidate."
+        )
+    name, route, decided = found[0]
+    names = {name} if named else _names_alike(rows, decided) - {""}
+    if len(names) > 1:
+        raise RouteError(
+            f"The log is about several routes that decide {decided.name!r}, {sorted(names)}: pass the rows of one, "
+            f"such as [row for row in rows if row.route == {min(names)!r}]."
+        )
+    return names | {""}, route, decided
+
+
+def _cells(interval: Interval, sign: str) -> tuple[str, str]:
+    """A figure and its interval as they are shown."""
+    return f"{interval.value:{sign}.4g}", f"{interval.low:{sign}.4g} to {interval.high:{sign}.4g}"
+
+
+def _names_alike(rows: Sequence[Feedback], decided: DecisionField) -> set[str]:
+    """What the rows with a field's name and options call its route."""
+    options = set(decided.option_names)
+    return {row.route for row in rows if row.field == decided.name and set(row.candidates) == options}
+
+
+def _reason(row: Feedback, names: set[str], decided: DecisionField) -> str | None:
+    """Why a row cannot be used, or None if it can."""
+    if row.source not in DECIDED:
+        return f"source {row.source!r} is no decision that was taken"
+    if row.field != decided.name or row.route not in names:
+        return "of another route or field"
+    if set(row.candidates) != set(decided.option_names):
+        return "decided among other options"
+    if row.chosen not in decided.option_names:
+        return "took what is no option"
+    if not row.sole:
+        return "its reward is for several decisions"
+    if row.reward is None:
+        return "no reward"
+    return None if row.has_reward else "reward not finite"
+
+
+def _logged_rows(
+    rows: Sequence[Feedback], route: DifferentiableRoute, decided: DecisionField, stochastic: bool, seed: int
+) -> LoggedRows:
+    """The rows as arrays, with the candidate's policy and what a reward model predicts."""
+    progress = partial(tqdm, desc="encoding", unit="batch", delay=2)
+    vectors = route.encoder.encode([row.text for row in rows], progress=progress)
+    policy = route.head[decided.name].policy(vectors)
+    options = policy.shape[1]
+    if not stochastic:
+        policy = np.eye(options)[policy.argmax(axis=1)]
+    index = {name: number for number, name in enumerate(decided.option_names)}
+    chosen = np.array([index[row.chosen] for row in rows], int)
+    propensity = np.array([np.nan if row.propensity is None else row.propensity for row in rows], float)
+    reward = np.array([row.reward for row in rows], float)
+    keys, group = np.unique([row.example or row.text for row in rows], return_inverse=True)
+    predicted = np.zeros(policy.shape)  # with one example there is no estimate
+    if len(keys) > 1:
+        predicted = cross_fitted_rewards(vectors, chosen, reward, options, group, seed=seed)
+    return LoggedRows(policy, chosen, propensity, reward, predicted, group)

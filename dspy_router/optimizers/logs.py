@@ -1,0 +1,73 @@
+"""Logged feedback, made ready for the routes of a program: what fits is kept, what does not is counted by reason."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dspy_router.feedback import Feedback, read_feedback_table
+from dspy_router.optimizers.runs import Routes
+
+
+@dataclass(frozen=True)
+class LoggedFeedback:
+    """Rows that can be learned from, and what to know of the others.
+
+    Attributes:
+        rows: With the name of the route they are for.
+        set_aside: Rows left out, by reason.
+        noted: Rows kept that not every objective can use, by reason.
+    """
+
+    rows: list[Feedback]
+    set_aside: Counter[str]
+    noted: Counter[str]
+
+
+def logged_feedback(feedback: Sequence[Feedback] | str | Path, routes: Routes) -> LoggedFeedback:
+    """Read rows, or a log file, for the routes of a program.
+
+    A row is for the route it names or, if it names none, for the only one that decides its field among its candidates.
+    Rows made with another encoder are kept, since they hold the text, which is encoded anew. A propensity that is
+    missing or outside (0, 1] is dropped: the row then teaches only where none is needed.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RouteError: If the file holds no feedback row.
+    """
+    set_aside: Counter[str] = Counter()
+    noted: Counter[str] = Counter()
+    if isinstance(feedback, (str, Path)):
+        table = read_feedback_table(feedback)
+        feedback = table.rows
+        set_aside += Counter({f"in the log: {reason}": count for reason, count in table.skipped.items()})
+    rows = []
+    for row in feedback:
+        owners = [
+            name
+            for name, route in routes.items()
+            if row.route in ("", name)
+            and any(row.field == field.name and row.candidates == field.option_names for field in route.fields)
+        ]
+        if len(owners) != 1:
+            known = any(row.field == field.name for route in routes.values() for field in route.fields)
+            other = "rows from other options" if known else "rows of a field that no route decides"
+            set_aside[other if not owners else "rows that may be of several routes"] += 1
+        elif row.chosen not in row.candidates:
+            set_aside["rows that chose none of their candidates"] += 1
+        elif not row.has_reward and row.source not in ("label", "synthetic", "teacher"):
+            set_aside["rows with an error in place of a reward" if row.error else "rows without a reward"] += 1
+        else:
+            if row.encoder and row.encoder != routes[owners[0]].encoder.fingerprint.weights[: len(row.encoder)]:
+                noted["rows made with another encoder, encoded anew"] += 1
+            if not row.has_propensity and row.source in ("log", "rollout"):
+                noted[f"rows with propensity {_named(row.propensity)}, used where none is needed"] += 1
+            propensity = row.propensity if row.has_propensity else None
+            rows.append(replace(row, route=owners[0], propensity=propensity))
+    return LoggedFeedback(rows, set_aside, noted)
+
+
+def _named(propensity: float | None) -> str:
+    if propensity is None:
+        return "missing"
+    return "0 or less" if propensity <= 0 else "above 1" if propensity > 1 else "not a number"

@@ -1,0 +1,85 @@
+"""Making the decisions of one run from outside: some forced, the others drawn at random or left to the policy."""
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dspy_router.decisions import Decision
+
+# Of a draw's probability, the share that goes evenly to all options: none is ever impossible.
+EVEN_SHARE = 0.2
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """Where in a run a decision is made: the route's name in the program, the field, and which call it is."""
+
+    route: str
+    field: str
+    occurrence: int
+
+
+@dataclass(frozen=True)
+class SiteDecision:
+    """A decision made in a rollout: the site, what was read, what was chosen and how."""
+
+    site: Site
+    text: str
+    chosen: str
+    propensity: float
+
+
+class RunOverride:
+    """Chooser and recorder of one run, for `choosing` and `recording`.
+
+    A call of a route gets its number in the run when its decision is chosen, and keeps it when the decision is
+    recorded: the two follow each other on one thread. Routes called side by side in threads or tasks are numbered in
+    the order in which they come, so which of them a forced decision meets is the program's doing.
+
+    Args:
+        names: Route names by `id(route)`; other routes are left alone.
+        forced: The options to take, by site.
+        draws: Draws the decisions that are not forced; None leaves the likeliest.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        forced: Sequence[tuple[Site, str]] = (),
+        draws: random.Random | None = None,
+    ) -> None:
+        self.decisions: list[SiteDecision] = []
+        self._names = names
+        self._forced = dict(forced)
+        self._draws = draws
+        self._calls: Counter[tuple[str, str]] = Counter()
+        self._current = threading.local()
+        self._lock = threading.Lock()
+
+    def choose(self, route: Any, field: str, probabilities: Mapping[str, float]) -> tuple[int, float] | None:
+        """The option's index and propensity; None leaves the likeliest."""
+        name = self._names.get(id(route))
+        if name is None:
+            return None
+        with self._lock:
+            site = self._current.site = Site(name, field, self._calls[name, field])
+            self._calls[name, field] += 1
+            options = list(probabilities)
+            if (option := self._forced.get(site)) is not None:
+                return options.index(option), 1.0
+            if self._draws is None:
+                return None
+            even = EVEN_SHARE / len(options)
+            chances = [(1 - EVEN_SHARE) * probability + even for probability in probabilities.values()]
+            [index] = self._draws.choices(range(len(options)), chances)
+            return index, chances[index] / sum(chances)
+
+    def record(self, route: Any, decision: Decision) -> None:
+        """Keep a decision with the site it was chosen at."""
+        if id(route) in self._names:
+            entry = SiteDecision(self._current.site, decision.text, decision.name, decision.propensity)
+            with self._lock:
+                self.decisions.append(entry)

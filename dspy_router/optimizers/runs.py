@@ -1,0 +1,57 @@
+"""Feedback rows as runs: which rows one reward speaks of, and the decisions they went through."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from dspy_router.feedback import Feedback
+from dspy_router.fields import DecisionField
+from dspy_router.learning.evidence import RunEvidence
+from dspy_router.optimizers.outcomes import RewardReading
+from dspy_router.route import DifferentiableRoute
+
+Routes = Mapping[str, DifferentiableRoute]
+FieldKey = tuple[str, str]  # a route's name in the program, and the field it decides
+
+
+def decided_fields(routes: Routes) -> dict[FieldKey, DecisionField]:
+    """Every field that some route decides."""
+    return {(name, field.name): field for name, route in routes.items() for field in route.fields}
+
+
+def option_numbers(routes: Routes) -> dict[FieldKey, dict[str, int]]:
+    """Each field's options by name, as indices in declaration order."""
+    return {
+        key: {name: index for index, name in enumerate(field.option_names)}
+        for key, field in decided_fields(routes).items()
+    }
+
+
+def runs_of(rows: Iterable[Feedback]) -> list[list[Feedback]]:
+    """Rows that one reward speaks of, together: a run's decisions in order, or one decision rewarded itself."""
+    runs: dict[tuple[str, str], list[Feedback]] = {}
+    for number, row in enumerate(rows):
+        if row.sole or not row.run:
+            runs["", str(number)] = [row]
+        else:
+            runs.setdefault((row.example, row.run), []).append(row)
+    return list(runs.values())
+
+
+def run_evidence(routes: Routes, tried: Iterable[Feedback], reading: RewardReading) -> RunEvidence[FieldKey]:
+    """The outcomes of all runs that earned a reward, by example and path."""
+    numbers = option_numbers(routes)
+    evidence: RunEvidence[FieldKey] = RunEvidence({key: len(options) for key, options in numbers.items()})
+    for run in runs_of(tried):
+        path = [((row.route, row.field), row.text, numbers[row.route, row.field][row.chosen]) for row in run]
+        evidence.observe(run[0].example, path, success=reading.success(run[0]))
+    return evidence
+
+
+def policies_at(routes: Routes, evidence: RunEvidence[FieldKey]) -> dict[FieldKey, np.ndarray]:
+    """The routes' probabilities, float64 [n, k], at every decision in the evidence."""
+    found = {}
+    for name, field in evidence.options:
+        route = routes[name]
+        found[name, field] = route.head[field].policy(route.encoder.encode(evidence.texts((name, field))))
+    return found
