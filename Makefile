@@ -24,6 +24,8 @@ tests: $(VENV)/installed
 benchmarks: $(VENV)/installed
 	$(PYTHON) benchmarks/quality.py
 	$(PYTHON) benchmarks/latency.py
+	$(PYTHON) benchmarks/feedback.py
+	$(PYTHON) benchmarks/offline.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

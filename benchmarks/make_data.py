@@ -52,6 +52,9 @@ def main(source: Path) -> None:
         for part in parts:
             rows = labelled(source / name / f"{part}.jsonl.gz", LABELS[name])
             write(HERE / "data" / name / f"{part}.jsonl.gz", rows)
+    domains = json.loads((source / "clinc150" / "domains.json").read_text(encoding="utf-8"))
+    text = json.dumps(domains, indent=1) + "\n"
+    (HERE / "data" / "clinc150" / "domains.json").write_text(text, encoding="utf-8")
     rows = outcomes(source / "routellm_mmlu" / "mmlu.jsonl.gz")
     write(HERE / "data" / "routellm_mmlu" / "outcomes.jsonl.gz", rows)
     train = labelled(source / "snips" / "train.jsonl.gz", "tool")

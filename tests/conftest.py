@@ -66,7 +66,7 @@ class ScriptedServer:
                 pass
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         base = f"http://127.0.0.1:{self._http.server_port}/v1"
         self.lm = dspy.LM("openai/scripted", api_base=base, api_key="none", cache=False, max_tokens=200)
 

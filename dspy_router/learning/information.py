@@ -17,6 +17,7 @@ import numpy as np
 RARE_SHARE = 0.5
 PATIENCE = 10.0  # failed tries of an option that halve that share
 PASSES = 20
+LARGEST_LIFT = 1e4
 # A repeated look must find at least so much noise to be worth the name.
 SMALLEST_MEASURED_NOISE = 0.01
 LARGEST_NOISE = 0.45  # beyond it a 0/1 reward tells next to nothing
@@ -51,10 +52,10 @@ def lift_rare_options(probability: np.ndarray, weight: np.ndarray, failures: np.
     A description that misleads the policy hides an option: it is never tried, so it never gets a positive. Each
     option is given an expected share of the rows of at least `RARE_SHARE / k`, less the more its tries have failed,
     by scaling its column (iterative proportional fitting, Deming and Stephan, 1940): its most likely rows then come
-    up. What the outcomes have settled does not move.
+    up. What the outcomes have settled hardly moves.
 
     Args:
-        probability: Float [n, k], rows that sum to one.
+        probability: Float [n, k], rows that sum to one; 0 for what is ruled out.
         weight: Float [n], how much a row counts.
         failures: Float [k], how often each option was tried without success.
 
@@ -67,16 +68,16 @@ def lift_rare_options(probability: np.ndarray, weight: np.ndarray, failures: np.
         array([ True,  True,  True])
     """
     options = probability.shape[1]
-    lifted = np.maximum(probability, 1e-12).astype(np.float32)
-    weight = weight.astype(np.float32)
+    probability, weight = probability.astype(np.float32), weight.astype(np.float32)
     wanted = RARE_SHARE * weight.sum() / options / (1 + failures / PATIENCE)
+    lifted, factor = probability, np.ones(options)
     for _ in range(PASSES):
-        mass = weight @ lifted
-        short = wanted / np.maximum(mass, 1e-9)
+        short = wanted / np.maximum(weight @ lifted, 1e-9)
         if (short <= 1.05).all():
             break
-        lifted *= np.clip(short, 1.0, 5.0).astype(np.float32)
-        lifted /= lifted.sum(axis=1, keepdims=True)
+        factor = np.minimum(factor * np.clip(short, 1.0, 5.0), LARGEST_LIFT)
+        lifted = probability * factor.astype(np.float32)
+        lifted /= np.maximum(lifted.sum(axis=1, keepdims=True), 1e-12)
     return lifted
 
 

@@ -28,13 +28,14 @@ from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, polici
 from dspy_router.optimizers.sources import likely_texts
 
 ROUNDS = 12
+MOST_ROUNDS = 24  # rounds get smaller once little is left to learn
 SMALLEST_ROUND = 8
 FRESH_SHARE = 0.3  # of a round, for examples never run before; chosen as RARE_SHARE is
 REPEATS = 200  # most runs made twice to see whether the metric is noisy
 REPEATED_SHARE = 0.01  # of the budget
 # Nats. Rollouts that promise less are saved: of an option that is the only one left, or, where the metric is noisy, of
 # what is known well enough.
-SMALLEST_GAIN = 1e-6
+SMALLEST_GAIN = 1e-5
 SMALLEST_NOISY_GAIN = 1e-3
 
 
@@ -77,13 +78,16 @@ def explore(
     looks: Counter[int] = Counter()
     spent, round_size = 0, max(SMALLEST_ROUND, -(-budget // ROUNDS))
     repeats = min(REPEATS, int(REPEATED_SHARE * budget)) if measure_noise else 0
-    while spent < budget:
+    likely: dict[str, list[str | None]] = {}
+    for _ in range(MOST_ROUNDS):
+        if spent >= budget:
+            break
         size = min(round_size, budget - spent)
         fresh = [int(index) for index in order if not looks[int(index)]]
         if reading.graded(feedback):
             jobs = graded_jobs(routes, examples, feedback, reading, fresh, looks, size)
         else:
-            jobs = _jobs(runner.program, routes, examples, feedback, reading, fresh, size)
+            jobs = _jobs(runner.program, routes, examples, feedback, reading, fresh, size, likely)
         jobs = [replace(job, look=looks[job.example]) for job in jobs]
         if spent == 0 and repeats and len(jobs) > repeats:
             jobs = jobs[: size - repeats]
@@ -144,12 +148,13 @@ def _jobs(
     reading: RewardReading,
     fresh: Sequence[int],
     size: int,
+    likely: dict[str, list[str | None]],
 ) -> list[Job]:
     """The rollouts of the next round where a run either succeeds or does not."""
     numbers = {entry.key: index for index, entry in enumerate(examples)}
     tried = [row for row in feedback if row.has_reward]
     evidence = run_evidence(routes, tried, reading)
-    _presume(program, routes, examples, evidence, {examples[index].key for index in fresh})
+    _presume(program, routes, examples, evidence, {examples[index].key for index in fresh}, likely)
     first = list(fresh[: int(np.ceil(FRESH_SHARE * size))])
     left_out = set(first)
     jobs = [Job(index) for index in first]
@@ -171,8 +176,12 @@ def _presume(
     examples: Sequence[KeyedExample],
     evidence: RunEvidence[FieldKey],
     fresh: set[str],
+    likely: dict[str, list[str | None]],
 ) -> None:
-    """Add the first decision of examples not run yet, where all others began with one route reading their inputs."""
+    """Add the first decision of examples not run yet, where all others began with one route reading their inputs.
+
+    `likely` keeps what a route would read on each example from round to round.
+    """
     firsts: dict[FieldKey, dict[object, str]] = {}
     for key, decisions in evidence.decisions.items():
         if found := {decided.example: decided.text for decided in decisions if decided.parent is None}:
@@ -182,7 +191,9 @@ def _presume(
     if len(firsts) != 1:
         return
     [(key, seen)] = firsts.items()
-    texts = likely_texts(routes[key[0]], examples)
+    if key[0] not in likely:
+        likely[key[0]] = likely_texts(routes[key[0]], examples)
+    texts = likely[key[0]]
     if any(seen.get(entry.key, text) != text for entry, text in zip(examples, texts, strict=True)):
         return
     for entry, text in zip(examples, texts, strict=True):
@@ -201,7 +212,9 @@ def _candidates(routes: Routes, evidence: RunEvidence[FieldKey], noise: float) -
         if not len(posterior.reach):
             continue
         successes, failures = evidence.outcomes(key)
-        lifted = lift_rare_options(posterior.probability, posterior.reach, failures.sum(axis=0))
+        ruled_out = (failures > successes) & (noise == 0)
+        likely_enough = np.where(ruled_out, 0.0, posterior.probability)
+        lifted = lift_rare_options(likely_enough, posterior.reach, failures.sum(axis=0))
         # Without noise no choice is tried twice, and an example that has succeeded is left alone.
         closed = evidence.continued(key) | ((failures + successes > 0) & (noise == 0))
         if noise == 0:

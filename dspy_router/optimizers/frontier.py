@@ -52,7 +52,8 @@ def frontier(routes: Routes, tried: Sequence[Feedback], reading: RewardReading) 
     route = routes[key[0]]
     vectors = route.encoder.encode([text for _, text in rewards.inputs])
     option_vectors = route.head[key[1]].option_vectors
-    folds = np.arange(len(vectors)) % FOLDS
+    # Shuffled: the order of a log may say what an input is.
+    folds = np.random.default_rng(0).permutation(len(vectors)) % FOLDS
     unit = reading.cost_weight or float(rewards_range / costs_range)
     points = []
     for step in tqdm(STEPS, desc="frontier", unit="weight", delay=2, leave=False):

@@ -13,8 +13,9 @@ from dspy_router.learning.rows import Objective
 from dspy_router.optimizers.outcomes import RewardReading
 from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, option_numbers, runs_of
 
-# A target row by example and text: how it is to be read, the target itself, and how much it counts.
-TextTargets = dict[tuple[str, str], tuple[Objective, np.ndarray, float]]
+# A target row by example, text and what else tells it from others of the same two: how it is to be read, the target
+# itself, and how much it counts.
+TextTargets = dict[tuple[str, str, str], tuple[Objective, np.ndarray, float]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def graded_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardRea
         return found  # every option earned the same
     for key, values in field_values(routes, tried, reading.net).items():
         scaled = (values.values - lowest) / span
-        found[key] = {name: (Objective.REWARD, scaled[row], 1.0) for row, name in enumerate(values.inputs)}
+        found[key] = {(*name, ""): (Objective.REWARD, scaled[row], 1.0) for row, name in enumerate(values.inputs)}
     shared = [run for run in runs_of(tried) if not run[0].sole]
     decisions = [(number, row) for number, run in enumerate(shared) for row in run if row.has_propensity]
     if decisions:
@@ -64,7 +65,7 @@ def graded_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardRea
             options = numbers[row.route, row.field]
             target = np.zeros(len(options), np.float32)
             target[options[row.chosen]] = value
-            name = (f"{row.example}/{number}/{row.occurrence}", row.text)
+            name = (row.example, row.text, f"{number}/{row.occurrence}")
             found[row.route, row.field][name] = (Objective.REWARD, target, 1.0)
     return found
 

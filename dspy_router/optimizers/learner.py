@@ -48,14 +48,15 @@ def field_rows(routes: Routes, feedback: Sequence[Feedback], reading: RewardRead
     for row in feedback:
         if row.source == "teacher":
             _put(targets, row, *_taught(row, fields))
+    labels = [row for row in feedback if row.source in ("label", "synthetic")]
+    labelled = {(row.route, row.field, row.example, row.text) for row in labels}
     tried_targets = graded_targets if reading.graded(tried) else _outcome_targets
     for key, found in tried_targets(routes, tried, reading).items():
-        targets[key].update(found)
-    for row in feedback:
-        if row.source in ("label", "synthetic"):
-            _put(targets, row, Objective.LIKELIHOOD, _one_hot(row, fields))
+        targets[key].update({name: entry for name, entry in found.items() if (*key, *name[:2]) not in labelled})
+    for row in labels:
+        _put(targets, row, Objective.LIKELIHOOD, _one_hot(row, fields))
     return [
-        FieldRows(routes[name], fields[name, field], [text for _, text in found], _joined(found))
+        FieldRows(routes[name], fields[name, field], [text for _, text, _ in found], _joined(found))
         for (name, field), found in targets.items()
         if found
     ]
@@ -71,7 +72,7 @@ def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardR
         for row in np.flatnonzero(telling):
             decided = evidence.decisions[key][row]
             # A decision met on two paths is kept once for each: the parent is part of its name.
-            name = (f"{decided.example}{decided.parent or ''}", decided.text)
+            name = (str(decided.example), decided.text, str(decided.parent or ""))
             entries[name] = (Objective.LIKELIHOOD, posterior.likelihood[row], float(posterior.reach[row]))
         found[key] = entries
     return found
@@ -80,7 +81,7 @@ def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardR
 def _put(
     targets: dict[FieldKey, TextTargets], row: Feedback, objective: Objective, target: np.ndarray, weight: float = 1.0
 ) -> None:
-    targets[row.route, row.field][row.example, row.text] = (objective, target, weight)
+    targets[row.route, row.field][row.example, row.text, ""] = (objective, target, weight)
 
 
 def _taught(row: Feedback, fields: Mapping[FieldKey, DecisionField]) -> tuple[Objective, np.ndarray]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dspy_router.feedback import Feedback, read_feedback_table
+from dspy_router.fields import DecisionField
 from dspy_router.optimizers.runs import Routes
 
 
@@ -46,13 +47,10 @@ def logged_feedback(feedback: Sequence[Feedback] | str | Path, routes: Routes) -
         owners = [
             name
             for name, route in routes.items()
-            if row.route in ("", name)
-            and any(row.field == field.name and row.candidates == field.option_names for field in route.fields)
+            if row.route in ("", name) and any(_fits(row, field) for field in route.fields)
         ]
         if len(owners) != 1:
-            known = any(row.field == field.name for route in routes.values() for field in route.fields)
-            other = "rows from other options" if known else "rows of a field that no route decides"
-            set_aside[other if not owners else "rows that may be of several routes"] += 1
+            set_aside[_misfit(row, routes) if not owners else "rows that may be of several routes"] += 1
         elif row.chosen not in row.candidates:
             set_aside["rows that chose none of their candidates"] += 1
         elif not row.has_reward and row.source not in ("label", "synthetic", "teacher"):
@@ -65,6 +63,19 @@ def logged_feedback(feedback: Sequence[Feedback] | str | Path, routes: Routes) -
             propensity = row.propensity if row.has_propensity else None
             rows.append(replace(row, route=owners[0], propensity=propensity))
     return LoggedFeedback(rows, set_aside, noted)
+
+
+def _fits(row: Feedback, field: DecisionField) -> bool:
+    """Whether the row decides the field among its options, in whatever order the logger listed them."""
+    return row.field == field.name and set(row.candidates) == set(field.option_names)
+
+
+def _misfit(row: Feedback, routes: Routes) -> str:
+    if not any(row.field == field.name for route in routes.values() for field in route.fields):
+        return "rows of a field that no route decides"
+    if row.route and row.route not in routes:
+        return "rows of a route that the program does not have"
+    return "rows from other options"
 
 
 def _named(propensity: float | None) -> str:

@@ -68,7 +68,9 @@ class RewardReading:
         return self.net(row) >= self.best_reward
 
     def graded(self, rows: Iterable[Feedback]) -> bool:
-        """Whether any run earned something between nothing and the best, so that its size must count."""
-        return any(
-            row.source in TRIED and row.has_reward and (0 < self.net(row) < self.best_reward) for row in rows
-        ) or bool(self.cost_weight)
+        """Whether runs earned more than one thing short of the best, or part of it, so that its size must count."""
+        if self.cost_weight:
+            return True
+        tried = [row for row in rows if row.source in TRIED and row.has_reward and not row.error]
+        short = {self.net(row) for row in tried if not self.success(row)}
+        return len(short) > 1 or any(reward > 0 for reward in short)

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dspy_router.decisions import Decision
-
-# Of a draw's probability, the share that goes evenly to all options: none is ever impossible.
-EVEN_SHARE = 0.2
+from dspy_router.overrides import draw
 
 
 @dataclass(frozen=True, order=True)
@@ -65,21 +63,26 @@ class RunOverride:
         if name is None:
             return None
         with self._lock:
-            site = self._current.site = Site(name, field, self._calls[name, field])
-            self._calls[name, field] += 1
+            site = self._current.site = self._next_site(name, field)
             options = list(probabilities)
             if (option := self._forced.get(site)) is not None:
                 return options.index(option), 1.0
             if self._draws is None:
                 return None
-            even = EVEN_SHARE / len(options)
-            chances = [(1 - EVEN_SHARE) * probability + even for probability in probabilities.values()]
-            [index] = self._draws.choices(range(len(options)), chances)
-            return index, chances[index] / sum(chances)
+            return draw(list(probabilities.values()), self._draws)
 
     def record(self, route: Any, decision: Decision) -> None:
         """Keep a decision with the site it was chosen at."""
-        if id(route) in self._names:
-            entry = SiteDecision(self._current.site, decision.text, decision.name, decision.propensity)
-            with self._lock:
-                self.decisions.append(entry)
+        name = self._names.get(id(route))
+        if name is None:
+            return
+        with self._lock:
+            # Not chosen here if the program has an override of its own, which as the innermost decides.
+            site = getattr(self._current, "site", None) or self._next_site(name, decision.field)
+            self._current.site = None
+            self.decisions.append(SiteDecision(site, decision.text, decision.name, decision.propensity))
+
+    def _next_site(self, name: str, field: str) -> Site:
+        site = Site(name, field, self._calls[name, field])
+        self._calls[name, field] += 1
+        return site

@@ -29,12 +29,10 @@ def option_numbers(routes: Routes) -> dict[FieldKey, dict[str, int]]:
 
 def runs_of(rows: Iterable[Feedback]) -> list[list[Feedback]]:
     """Rows that one reward speaks of, together: a run's decisions in order, or one decision rewarded itself."""
-    runs: dict[tuple[str, str], list[Feedback]] = {}
+    runs: dict[str | int, list[Feedback]] = {}
     for number, row in enumerate(rows):
-        if row.sole or not row.run:
-            runs["", str(number)] = [row]
-        else:
-            runs.setdefault((row.example, row.run), []).append(row)
+        # Not by example as well: a log's key is made from the text, and the decisions of a run may read different ones.
+        runs.setdefault(number if row.sole or not row.run else row.run, []).append(row)
     return list(runs.values())
 
 

@@ -30,7 +30,16 @@ def finished(folder: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def test_a_compile_killed_with_sigkill_resumes_and_a_second_one_is_refused_meanwhile(tmp_path: Path) -> None:
+def killed_after(rollouts: int, folder: Path) -> subprocess.Popen[bytes]:
+    """A compile in another process, running when so many rollouts are finished; kill it."""
+    process = subprocess.Popen([sys.executable, "-c", SLOW_COMPILE, str(folder)], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while finished(folder) < rollouts and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return process
+
+
+def test_a_compile_killed_again_and_again_resumes_and_a_second_one_is_refused_meanwhile(tmp_path: Path) -> None:
     calls: list[dspy.Example] = []
 
     def metric(example: dspy.Example, prediction: dspy.Prediction) -> bool:
@@ -44,18 +53,19 @@ def test_a_compile_killed_with_sigkill_resumes_and_a_second_one_is_refused_meanw
     uninterrupted = compiled(None)
     needed = len(calls)
     calls.clear()
-    process = subprocess.Popen([sys.executable, "-c", SLOW_COMPILE, str(tmp_path)], cwd=ROOT)
-    try:
-        deadline = time.monotonic() + 120
-        while finished(tmp_path) < 5 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        with pytest.raises(RouteError, match="Another compile is writing to log_dir="):
-            compiled(tmp_path)
-    finally:
-        process.kill()  # SIGKILL
-        process.wait()
+    for moment in (1, needed - 5):  # in the first round, towards the end
+        process = killed_after(moment, tmp_path)
+        try:
+            if moment == 1:
+                with pytest.raises(RouteError, match="Another compile is writing to log_dir="):
+                    compiled(tmp_path)
+        finally:
+            process.kill()  # SIGKILL
+            process.wait()
+        assert moment <= finished(tmp_path) < needed
+    log = tmp_path / "rollouts.jsonl"
+    log.write_bytes(log.read_bytes()[:-30])  # and once in the middle of a line
     paid = finished(tmp_path)
-    assert 5 <= paid < needed
     assert not calls
     assert compiled(tmp_path) == uninterrupted
     assert len(calls) == needed - paid

@@ -1,0 +1,228 @@
+"""The posterior against the sum over all paths of small trees."""
+
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dspy_router.learning.evidence import SMALLEST_NOISE, Choice, RunEvidence
+
+OPTIONS = {"tool": 3, "size": 2}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A decision of a program, and the decisions that follow its options; None where the run ends."""
+
+    field: str
+    text: str
+    policy: tuple[float, ...]
+    children: "tuple[Node | None, ...]"
+
+
+Path = tuple[tuple[Node, int], ...]
+
+
+@dataclass
+class Run:
+    path: Path
+    success: bool
+
+    @property
+    def steps(self) -> list[tuple[str, str, int]]:
+        return [(node.field, node.text, option) for node, option in self.path]
+
+
+@dataclass
+class World:
+    tree: Node
+    runs: list[Run] = field(default_factory=list)
+
+
+def paths_of(node: Node | None) -> list[Path]:
+    if node is None:
+        return [()]
+    return [((node, option), *rest) for option, child in enumerate(node.children) for rest in paths_of(child)]
+
+
+@st.composite
+def nodes(draw: st.DrawFn, depth: int) -> Node:
+    name = draw(st.sampled_from(sorted(OPTIONS)))
+    parts = draw(st.lists(st.integers(1, 20), min_size=OPTIONS[name], max_size=OPTIONS[name]))
+    children = [draw(st.none() | nodes(depth=depth - 1)) if depth else None for _ in parts]
+    policy = tuple(part / sum(parts) for part in parts)
+    return Node(name, draw(st.sampled_from(["near", "far"])), policy, tuple(children))
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    tree = draw(nodes(depth=2))
+    runs = draw(st.lists(st.builds(Run, st.sampled_from(paths_of(tree)), st.booleans()), max_size=6))
+    return World(tree, runs)
+
+
+def evidence_of(*worlds: World) -> RunEvidence[str]:
+    evidence: RunEvidence[str] = RunEvidence(OPTIONS)
+    for example, world in enumerate(worlds):
+        for run in world.runs:
+            evidence.observe(example, run.steps, success=run.success)
+    return evidence
+
+
+def nodes_seen(evidence: RunEvidence[str], worlds: tuple[World, ...]) -> dict[tuple[str, int], tuple[World, Path]]:
+    """Each decision in the evidence, as the path that leads to it in its world's tree."""
+    found = {}
+    for example, world in enumerate(worlds):
+        for run in world.runs:
+            parent: Choice | None = None
+            for depth, (name, text, option) in enumerate(run.steps):
+                row = evidence.decision(example, name, text, parent)
+                found[name, row] = (world, run.path[:depth])
+                parent = Choice(name, row, option)
+    return found
+
+
+def node_after(world: World, before: Path) -> Node:
+    node: Node | None = world.tree
+    for _, option in before:
+        assert node is not None
+        node = node.children[option]
+    assert node is not None
+    return node
+
+
+def enumerated(world: World, before: Path, noise: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Likelihood, probability and reach of a decision by its definition: a sum over the tree's paths."""
+    noise = max(noise, SMALLEST_NOISE)
+    prior, joint = np.zeros((2, OPTIONS[node_after(world, before).field]))
+    total = 0.0
+    for path in paths_of(world.tree):
+        chance = float(np.prod([node.policy[option] for node, option in path]))
+        balance = sum((1 if run.success else -1) for run in world.runs if run.path == path)
+        likelihood = ((1 - noise) / noise) ** balance
+        total += chance * likelihood
+        if path[: len(before)] == before:
+            option = path[len(before)][1]
+            prior[option] += chance
+            joint[option] += chance * likelihood
+    likelihood_of = joint / prior
+    return likelihood_of / likelihood_of.max(), joint / joint.sum(), joint.sum() / total
+
+
+def check(noise: float, *worlds: World) -> None:
+    evidence = evidence_of(*worlds)
+    seen = nodes_seen(evidence, worlds)
+    policies = {
+        name: np.array([node_after(*seen[name, row]).policy for row in range(len(evidence.decisions[name]))]).reshape(
+            -1, size
+        )
+        for name, size in OPTIONS.items()
+    }
+    found = evidence.posterior(policies, noise)
+    assert sum(len(posterior.reach) for posterior in found.values()) == len(seen)
+    for (name, row), (world, before) in seen.items():
+        likelihood, probability, reach = enumerated(world, before, noise)
+        np.testing.assert_allclose(found[name].likelihood[row], likelihood, atol=1e-4)
+        np.testing.assert_allclose(found[name].probability[row], probability, atol=1e-4)
+        np.testing.assert_allclose(found[name].reach[row], reach, atol=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.4])
+@settings(max_examples=150, deadline=None)
+@given(world=worlds())
+def test_the_posterior_is_the_sum_over_all_paths(noise: float, world: World) -> None:
+    check(noise, world)
+
+
+@settings(max_examples=30, deadline=None)
+@given(first=worlds(), second=worlds())
+def test_examples_say_nothing_of_each_other(first: World, second: World) -> None:
+    check(0.1, first, second)
+
+
+def single(*outcomes: tuple[int, bool], noise: float = 0.0, policy: tuple[float, ...] = (0.5, 0.3, 0.2)) -> list[float]:
+    """Probabilities of the options of one decision after outcomes of its options."""
+    evidence: RunEvidence[str] = RunEvidence({"tool": 3})
+    evidence.decision("example", "tool", "text")
+    for option, success in outcomes:
+        evidence.observe("example", [("tool", "text", option)], success=success)
+    return evidence.posterior({"tool": np.array([policy])}, noise)["tool"].probability[0].tolist()
+
+
+def test_nothing_tried_leaves_the_policy() -> None:
+    assert single() == pytest.approx([0.5, 0.3, 0.2])
+
+
+def test_a_success_settles_a_single_decision_and_a_failure_rules_an_option_out() -> None:
+    assert single((2, True)) == pytest.approx([0.0, 0.0, 1.0], abs=1e-6)
+    assert single((0, False)) == pytest.approx([0.0, 0.6, 0.4], abs=1e-6)
+    assert single((0, False), (1, False)) == pytest.approx([0.0, 0.0, 1.0], abs=1e-6)
+
+
+def test_with_noise_a_single_decision_follows_bayes() -> None:
+    assert single((2, True), noise=0.25) == pytest.approx([0.5 / 1.4, 0.3 / 1.4, 0.6 / 1.4])
+    assert single((2, True), (2, True), noise=0.25) == pytest.approx([0.5 / 2.6, 0.3 / 2.6, 1.8 / 2.6])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_outcomes_that_contradict_each_other_cancel(noise: float) -> None:
+    assert single((1, True), (1, False), noise=noise) == pytest.approx([0.5, 0.3, 0.2])
+    assert single((0, False), (1, False), (2, False), noise=noise) == pytest.approx([0.5, 0.3, 0.2])
+    assert single((0, True), (1, True), noise=0.0) == pytest.approx([0.625, 0.375, 0.0], abs=1e-6)
+
+
+def two_decisions(first_policy: list[float], second_policy: list[float], *runs: tuple[int, int, bool]):
+    evidence: RunEvidence[str] = RunEvidence({"tool": 3, "size": 2})
+    for tool, size, success in runs:
+        evidence.observe("example", [("tool", "text", tool), ("size", "text", size)], success=success)
+    sizes = np.tile(second_policy, (len(evidence.decisions["size"]), 1))
+    return evidence.posterior({"tool": np.array([first_policy]), "size": sizes})
+
+
+def test_a_failed_run_blames_the_decision_that_was_less_sure() -> None:
+    found = two_decisions([0.5, 0.3, 0.2], [0.9, 0.1], (0, 0, False))
+    # What is left of tool 0 is its run with the unlikely size: 0.05 of 0.55.
+    assert found["tool"].probability[0].tolist() == pytest.approx([0.05 / 0.55, 0.3 / 0.55, 0.2 / 0.55], abs=1e-6)
+    assert found["size"].probability[0].tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
+    assert found["size"].reach[0] == pytest.approx(0.05 / 0.55)
+
+
+def test_a_first_option_is_ruled_out_once_all_that_can_follow_has_failed() -> None:
+    found = two_decisions([0.5, 0.3, 0.2], [0.9, 0.1], (0, 0, False), (0, 1, False))
+    assert found["tool"].probability[0].tolist() == pytest.approx([0.0, 0.6, 0.4], abs=1e-6)
+    assert found["size"].reach[0] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_success_settles_every_decision_of_its_run() -> None:
+    found = two_decisions([0.5, 0.3, 0.2], [0.9, 0.1], (2, 1, True), (0, 0, False))
+    assert found["tool"].probability[0].tolist() == pytest.approx([0.0, 0.0, 1.0], abs=1e-6)
+    assert found["size"].probability[0].tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
+    assert found["size"].reach.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+
+
+def test_many_outcomes_of_one_option_stay_finite() -> None:
+    for success in (True, False):
+        assert np.isfinite(single(*[(0, success)] * 500)).all()
+
+
+def test_outcomes_are_counted_by_option_and_continued_choices_are_known() -> None:
+    evidence: RunEvidence[str] = RunEvidence(OPTIONS)
+    for size, success in itertools.product([0, 1], [True, True, False]):
+        evidence.observe("example", [("tool", "text", 2), ("size", "text", size)], success=success)
+    evidence.observe("example", [("tool", "text", 0)], success=False)
+    successes, failures = evidence.outcomes("size")
+    assert (successes.tolist(), failures.tolist()) == ([[2, 2]], [[1, 1]])
+    assert [counts.tolist() for counts in evidence.outcomes("tool")] == [[[0, 0, 0]], [[1, 0, 0]]]
+    assert evidence.continued("tool").tolist() == [[False, False, True]]
+    assert not evidence.continued("size").any()
+    assert evidence.path(Choice("size", 0, 1)) == [Choice("tool", 0, 2), Choice("size", 0, 1)]
+
+
+def test_a_run_without_decisions_says_nothing() -> None:
+    evidence: RunEvidence[str] = RunEvidence(OPTIONS)
+    evidence.observe("example", [], success=True)
+    found = evidence.posterior({name: np.zeros((0, size)) for name, size in OPTIONS.items()})
+    assert [posterior.likelihood.shape for posterior in found.values()] == [(0, 3), (0, 2)]
