@@ -233,7 +233,7 @@ def overhead_table() -> None:
         rows.append([f"{spent:,}", f"{seconds:.0f}", f"{1e3 * median(Timed.seconds):.2f}", f"{1e3 * own / spent:.2f}"])
         Timed.seconds.clear()
     print_table(
-        f"A compile of {OPTIONS} options on {DIMENSION} dimensions, two rollouts an example, {NOISE:.0%} noise, one thread",
+        f"A compile of {OPTIONS} options on {DIMENSION} dimensions, two rollouts an example, {NOISE:.0%} noise",
         ["rollouts", "seconds in all", "ms a program run", "ms a rollout beside it"],
         rows,
     )

@@ -122,7 +122,8 @@ def compare(
     the candidate: `Comparison.objections` then says why.
 
     Args:
-        logged: Feedback rows with propensities and rewards, or the path of a log of them.
+        logged: Feedback rows with propensities and rewards, or the path of a log of them. Rows that the candidate
+            learned from flatter it: keep some back.
         candidate: A route, or a program that holds the one that the log is about.
         field: The output field to compare; needed only if the log is about several.
         stochastic: Judge a candidate that draws from its probabilities, instead of one that takes the likeliest
@@ -204,7 +205,7 @@ def _subject(
     rows: Sequence[Feedback], candidate: dspy.Module, field: str | None
 ) -> tuple[set[str], DifferentiableRoute, DecisionField]:
     """The candidate's route and field that the rows are about, with the names the rows give the route."""
-    from dspy_router.optimizers.compilation import find_routes  # brings torch
+    from dspy_router.optimizers.runs import find_routes  # brings torch
 
     sites = [
         (name, route, decided)

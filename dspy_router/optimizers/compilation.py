@@ -18,12 +18,13 @@ from dspy_router.feedback import Feedback
 from dspy_router.learning.fit import FitSettings
 from dspy_router.optimizers.exploration import explore
 from dspy_router.optimizers.frontier import FrontierPoint, frontier
-from dspy_router.optimizers.learner import FieldRows, field_rows, fit_routes
+from dspy_router.optimizers.learner import FieldRows, agreement, field_rows, fit_routes
 from dspy_router.optimizers.logs import logged_feedback
 from dspy_router.optimizers.outcomes import TRIED, RewardReading
 from dspy_router.optimizers.report import FinetuneReport
 from dspy_router.optimizers.rollout_log import RolloutLog
-from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner, keyed
+from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner, check_examples, keyed
+from dspy_router.optimizers.runs import find_routes
 from dspy_router.optimizers.settings import FinetuneSettings
 from dspy_router.optimizers.sources import (
     has_labels,
@@ -33,7 +34,6 @@ from dspy_router.optimizers.sources import (
     teacher_feedback,
 )
 from dspy_router.parameter import RouteParameter
-from dspy_router.route import DifferentiableRoute
 
 Examples = list[KeyedExample]
 # While exploring, guesses should not be surer than the few successes behind them warrant.
@@ -60,9 +60,9 @@ class Compilation:
         self.teacher = teacher
         self.logged = feedback
         if feedback is None or trainset:
-            _check_examples(trainset, "trainset")
+            check_examples(trainset, "trainset")
         if valset:
-            _check_examples(valset, "valset")
+            check_examples(valset, "valset")
         self.trainset, self.valset = keyed(trainset), keyed(valset or [])
         self.program = student.deepcopy()
         self.routes = find_routes(self.program)
@@ -295,35 +295,3 @@ class Compilation:
             "tokens": sum(rollout.tokens for rollout in finished),
             "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
         }
-
-
-def find_routes(program: dspy.Module) -> dict[str, DifferentiableRoute]:
-    """Every route in a program by the name `named_sub_modules` gives it; a bare route is `self`.
-
-    Raises:
-        RouteError: If there is none.
-    """
-    routes = dict(program.named_sub_modules(type_=DifferentiableRoute))
-    if not routes:
-        raise RouteError(
-            f"The program {type(program).__name__} holds no DifferentiableRoute. Put one in, for example with "
-            "replace_predictor(program, path)."
-        )
-    return routes
-
-
-def _check_examples(examples: Sequence[Any], name: str) -> None:
-    if not examples:
-        raise RouteError(f"The {name} is empty: give at least one dspy.Example.")
-    for example in examples:
-        if not isinstance(example, dspy.Example) or example._input_keys is None:
-            raise RouteError(
-                f"An entry of the {name} is no dspy.Example with inputs: {str(example)[:80]}. "
-                "Mark the inputs: dspy.Example(...).with_inputs('request')."
-            )
-
-
-def agreement(rows: Sequence[FieldRows]) -> float:
-    """Share of decisions about which something is known that the heads get right."""
-    counts = [len(entry.rows) for entry in rows]
-    return sum(entry.agreement() * count for entry, count in zip(rows, counts, strict=True)) / max(1, sum(counts))

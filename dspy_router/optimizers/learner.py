@@ -136,3 +136,9 @@ def fit_routes(
         ]
         with tqdm(desc="fitting the token encoder", unit="epoch", delay=2, leave=False) as bar:
             fit_network(encoder.network, tasks, settings=NetworkFitSettings(seed=seed), on_epoch=bar.update)  # type: ignore[attr-defined]
+
+
+def agreement(rows: Sequence[FieldRows]) -> float:
+    """Share of decisions about which something is known that the heads get right."""
+    counts = [len(entry.rows) for entry in rows]
+    return sum(entry.agreement() * count for entry, count in zip(rows, counts, strict=True)) / max(1, sum(counts))

@@ -219,6 +219,22 @@ def reward_of(value: Any) -> float:
     return reward
 
 
+def check_examples(examples: Sequence[Any], name: str) -> None:
+    """Refuse a set that is empty, or holds anything but examples with inputs.
+
+    Raises:
+        RouteError: Quoting what is wrong; `name` is what the caller calls the set.
+    """
+    if not examples:
+        raise RouteError(f"The {name} is empty: give at least one dspy.Example.")
+    for example in examples:
+        if not isinstance(example, dspy.Example) or example._input_keys is None:
+            raise RouteError(
+                f"An entry of the {name} is no dspy.Example with inputs: {str(example)[:80]}. "
+                "Mark the inputs: dspy.Example(...).with_inputs('request')."
+            )
+
+
 def keyed(examples: Sequence[dspy.Example]) -> list[KeyedExample]:
     """Examples with keys made from their content, the same in every process; equal examples are numbered."""
     seen: Counter[str] = Counter()

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 
+import dspy
 import numpy as np
 
+from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
 from dspy_router.learning.evidence import RunEvidence
@@ -12,6 +14,21 @@ from dspy_router.route import DifferentiableRoute
 
 Routes = Mapping[str, DifferentiableRoute]
 FieldKey = tuple[str, str]  # a route's name in the program, and the field it decides
+
+
+def find_routes(program: dspy.Module) -> dict[str, DifferentiableRoute]:
+    """Every route in a program by the name `named_sub_modules` gives it; a bare route is `self`.
+
+    Raises:
+        RouteError: If there is none.
+    """
+    routes = dict(program.named_sub_modules(type_=DifferentiableRoute))
+    if not routes:
+        raise RouteError(
+            f"The program {type(program).__name__} holds no DifferentiableRoute. Put one in, for example with "
+            "replace_predictor(program, path)."
+        )
+    return routes
 
 
 def decided_fields(routes: Routes) -> dict[FieldKey, DecisionField]:

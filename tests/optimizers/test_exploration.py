@@ -5,11 +5,11 @@ import dspy
 import numpy as np
 
 from dspy_router.feedback import Feedback
-from dspy_router.optimizers.compilation import find_routes
 from dspy_router.optimizers.exploration import Explored, explore
 from dspy_router.optimizers.learner import field_rows, fit_routes
 from dspy_router.optimizers.outcomes import RewardReading
 from dspy_router.optimizers.rollouts import RolloutRunner, keyed
+from dspy_router.optimizers.runs import find_routes
 from tests.programs import Shop, fruit_requests, right_fruit
 
 

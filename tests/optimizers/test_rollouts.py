@@ -4,10 +4,10 @@ import dspy
 import pytest
 
 from dspy_router import RouteError
-from dspy_router.optimizers.compilation import find_routes
 from dspy_router.optimizers.override import Site
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.optimizers.rollouts import Job, Rollout, RolloutRunner, keyed, reward_of
+from dspy_router.optimizers.runs import find_routes
 from tests.programs import Shop, fruit_requests, right_fruit
 
 SITE = Site("self.clerk", "fruit", 0)
