@@ -147,8 +147,8 @@ class RunEvidence(Generic[Field]):
         found = {}
         for field, entries in evidence.items():
             likelihood = np.exp(entries - entries.max(axis=1, keepdims=True, initial=-np.inf))
-            joint = np.maximum(policies[field], 1e-30) * likelihood
-            probability = (joint / joint.sum(axis=1, keepdims=True)).astype(np.float32)
+            probability = np.maximum(policies[field].astype(np.float32), 1e-30) * likelihood
+            probability /= probability.sum(axis=1, keepdims=True)
             found[field] = Posterior(likelihood, probability, np.ones(len(entries), np.float32))
         for _, field, rows, parents in levels:
             found[field].reach[rows] = [

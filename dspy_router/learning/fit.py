@@ -63,6 +63,7 @@ class FitResult:
 
 
 BLOCK = 5  # L-BFGS iterations between looks at the stopping rules
+PART = 8192  # rows whose logits are in memory at once
 
 
 def fit_head(
@@ -100,7 +101,7 @@ def fit_head(
     vectors, rows = _with_descriptions(head, vectors, rows, settings.description_weight)
     loss, validation_loss = rows.loss(settings.margin), validation[1].loss() if validation else None
     center = np.average(vectors, axis=0, weights=rows.weight).astype(np.float32)
-    centered = torch.from_numpy(vectors - center)
+    centered = torch.from_numpy(np.subtract(vectors, center, out=vectors))
     validation_vectors = torch.from_numpy(validation[0] - center) if validation else None
     shift = torch.from_numpy(center)
     count = float(rows.weight.sum())
@@ -118,19 +119,24 @@ def fit_head(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        objective = loss(head(centered))
+        # Part by part, so that memory does not grow with what lies between the logits and the loss.
+        total = torch.zeros(())
+        for part in parts:
+            share = loss.share(head(centered[part]), part)
+            share.backward()
+            total += share.detach()
         pulled = head.weight.square().sum() + head.shared_map.square().sum()
-        pulled = pulled + settings.bias_penalty * (head.bias - prior_bias).square().sum()
-        objective = objective + 0.5 * strength * pulled
-        objective.backward()
-        return objective
+        pulled = 0.5 * strength * (pulled + settings.bias_penalty * (head.bias - prior_bias).square().sum())
+        pulled.backward()
+        return total + pulled.detach()
 
+    parts = [slice(start, start + PART) for start in range(0, len(centered), PART)]
     best: tuple[float, list[Tensor]] | None = None
     previous, worse, iterations = float("inf"), 0, 0
     work = vectors.size * len(head.bias)
     while iterations < settings.max_iterations:
         with threads_for(work):
-            objective = float(optimizer.step(closure).detach())  # the value at the block's start
+            objective = float(optimizer.step(closure))  # the value at the block's start
         iterations += BLOCK
         if on_block is not None:
             on_block(BLOCK)
@@ -158,11 +164,11 @@ def fit_head(
 def _with_descriptions(
     head: OptionHead, vectors: np.ndarray, rows: TargetRows, weight: float
 ) -> tuple[np.ndarray, TargetRows]:
-    """The rows, and behind them one labelled row for every option that has a description."""
+    """The rows, and behind them one labelled row for every option that has a description; the vectors are a copy."""
     described = head.option_vectors.cpu().numpy()
     options = np.flatnonzero(described.any(axis=1))
     if not weight or not len(options):
-        return vectors, rows
+        return vectors.copy(), rows
     labels = TargetRows.from_labels(options, len(described))
     labels = TargetRows.of(Objective.LIKELIHOOD, labels.target, np.full(len(options), weight))
     return np.concatenate([vectors, described[options]]), TargetRows.joined([rows, labels])

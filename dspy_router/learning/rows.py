@@ -117,9 +117,11 @@ class RowsLoss:
     def __call__(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
         """Loss of logits [n, k], or of the rows at `index` (int [m]) for logits [m, k]."""
         part: slice | Tensor = slice(None) if index is None else index
+        return self.share(logits, part) / self._weight[part].sum()
+
+    def share(self, logits: Tensor, part: slice | Tensor) -> Tensor:
+        """What a part of the rows adds to the loss of all, for logits of that part alone."""
         target, weight = self._target[part], self._weight[part]
-        if index is not None:
-            weight = weight / weight.sum()
         total = logits.new_zeros(())
         for name, rows_of in self._parts.items():
             own, own_target, own_weight = logits, target, weight

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.model_selection import KFold
 from tqdm.auto import tqdm
 
 from dspy_router.feedback import Feedback
@@ -53,18 +54,17 @@ def frontier(routes: Routes, tried: Sequence[Feedback], reading: RewardReading) 
     vectors = route.encoder.encode([text for _, text in rewards.inputs])
     option_vectors = route.head[key[1]].option_vectors
     # Shuffled: the order of a log may say what an input is.
-    folds = np.random.default_rng(0).permutation(len(vectors)) % FOLDS
+    folds = list(KFold(FOLDS, shuffle=True, random_state=0).split(vectors))
     unit = reading.cost_weight or float(rewards_range / costs_range)
     points = []
     for step in tqdm(STEPS, desc="frontier", unit="weight", delay=2, leave=False):
         net = rewards.values - step * unit * costs.values
         scaled = (net - net.min()) / max(float(np.ptp(net)), 1e-9)
         chosen = np.zeros(len(vectors), int)
-        for fold in range(FOLDS):
+        for seen, held_out in folds:
             head = OptionHead(copy.deepcopy(option_vectors))
-            seen = folds != fold
             fit_head(head, vectors[seen], TargetRows.of(Objective.REWARD, scaled[seen]))
-            chosen[~seen] = head.policy(vectors[~seen]).argmax(axis=1)
+            chosen[held_out] = head.policy(vectors[held_out]).argmax(axis=1)
         rows = np.arange(len(chosen))
         points.append(
             FrontierPoint(

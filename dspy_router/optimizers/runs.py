@@ -64,9 +64,11 @@ def run_evidence(routes: Routes, tried: Iterable[Feedback], reading: RewardReadi
 
 
 def policies_at(routes: Routes, evidence: RunEvidence[FieldKey]) -> dict[FieldKey, np.ndarray]:
-    """The routes' probabilities, float64 [n, k], at every decision in the evidence."""
+    """The routes' probabilities, float32 [n, k], at every decision in the evidence."""
     found = {}
     for name, field in evidence.options:
         route = routes[name]
-        found[name, field] = route.head[field].policy(route.encoder.encode(evidence.texts((name, field))))
+        found[name, field] = (
+            route.head[field].policy(route.encoder.encode(evidence.texts((name, field)))).astype(np.float32)
+        )
     return found
