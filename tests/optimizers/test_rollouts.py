@@ -1,4 +1,6 @@
+import uuid
 from pathlib import Path
+from typing import Any
 
 import dspy
 import pytest
@@ -8,7 +10,7 @@ from dspy_router.optimizers.override import Site
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.optimizers.rollouts import Job, Rollout, RolloutRunner, keyed, reward_of
 from dspy_router.optimizers.runs import find_routes
-from tests.programs import Shop, fruit_requests, right_fruit
+from tests.programs import FRUIT, Shop, fruit_requests, right_fruit
 
 SITE = Site("self.clerk", "fruit", 0)
 
@@ -86,3 +88,24 @@ def test_a_line_cut_short_is_run_again(tmp_path: Path) -> None:
 def test_a_program_without_routes_is_refused() -> None:
     with pytest.raises(RouteError, match="The program Predict holds no DifferentiableRoute"):
         find_routes(dspy.Predict("a -> b"))
+
+
+def test_identical_lm_calls_of_different_rollouts_hit_dspys_cache(scripted_lm: Any) -> None:
+    class Talking(Shop):
+        def __init__(self) -> None:
+            super().__init__()
+            self.greet = dspy.Predict("request -> reply")
+
+        def forward(self, request: str) -> dspy.Prediction:
+            self.greet(request=request)
+            return super().forward(request=request)
+
+    server = scripted_lm(lambda text: "[[ ## reply ## ]]\nhello\n\n[[ ## completed ## ]]")
+    lm = server.lm.copy(cache=True)
+    request = f"pie {uuid.uuid4().hex}"  # DSPy's cache outlives the test
+    examples = keyed([dspy.Example(request=request, wanted="cherry").with_inputs("request")])
+    jobs = [Job(0, ((SITE, option),), look=look) for look, option in enumerate(FRUIT)]
+    with dspy.context(lm=lm):
+        rollouts = runner(Talking(), num_threads=1).run(jobs, examples, phase="train")
+    assert [rollout.reward for rollout in rollouts] == [0.0, 0.0, 1.0]
+    assert len(server.requests) == 1
