@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ class RouteParameter(Parameter):
     def __init__(self, fields: Sequence[DecisionField], encoder: Encoder) -> None:
         self.fields = tuple(fields)
         self.encoder = encoder
+        self.origin = uuid.uuid4().hex  # the same in every copy, by which a copy is known
         self._head: RouteHead | None = None
 
     @property
@@ -74,5 +76,6 @@ class RouteParameter(Parameter):
     def __deepcopy__(self, memo: dict[int, Any]) -> "RouteParameter":
         copied = RouteParameter(self.fields, copy.deepcopy(self.encoder, memo))
         memo[id(self)] = copied
+        copied.origin = self.origin
         copied._head = copy.deepcopy(self._head, memo)
         return copied

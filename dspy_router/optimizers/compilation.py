@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,13 +19,13 @@ from dspy_router.learning.fit import FitSettings
 from dspy_router.optimizers.exploration import explore
 from dspy_router.optimizers.frontier import FrontierPoint, frontier
 from dspy_router.optimizers.learner import FieldRows, agreement, field_rows, fit_routes
-from dspy_router.optimizers.logs import logged_feedback
-from dspy_router.optimizers.outcomes import TRIED, RewardReading
+from dspy_router.optimizers.logs import logged_feedback, with_example_keys
+from dspy_router.optimizers.outcomes import TRIED, CostUnit, RewardReading
 from dspy_router.optimizers.report import FinetuneReport
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner, check_examples, keyed
 from dspy_router.optimizers.runs import find_routes
-from dspy_router.optimizers.settings import FinetuneSettings
+from dspy_router.optimizers.settings import FinetuneSettings, metric_calls
 from dspy_router.optimizers.sources import (
     has_labels,
     label_feedback,
@@ -36,6 +36,7 @@ from dspy_router.optimizers.sources import (
 from dspy_router.parameter import RouteParameter
 
 Examples = list[KeyedExample]
+SHARED_FITS = 4  # after so many the targets of a shared reward have settled
 # While exploring, guesses should not be surer than the few successes behind them warrant.
 EXPLORING = FitSettings(margin=1.0, tolerance=1e-2)
 
@@ -93,14 +94,7 @@ class Compilation:
         student = {name: copy.deepcopy(route.learned) for name, route in self.routes.items()}
         validation_before = self.validate("validation of the student")
         self.gather()
-        rows = self.rows()
-        if not rows:
-            raise RouteError(
-                f"Nothing was learned: {len(self.feedback)} rows of feedback say nothing about any option "
-                f"(set aside: {dict(self.set_aside)}). Raise max_metric_calls, or check that the metric ever reaches "
-                f"best_reward={self.settings.best_reward}."
-            )
-        fit_routes(rows, field_rows(self.routes, self.labels(self.valset)), seed=self.settings.seed)
+        rows = self.fit()
         train_after = agreement(rows)
         validation_after = self.validate("validation of the trained program")
         trained = {name: route.learned for name, route in self.routes.items()}
@@ -112,6 +106,7 @@ class Compilation:
         helped = after >= before
         if helped:
             self.use(trained)
+        frontier_points, cost_unit = self.frontier()
         self.report = FinetuneReport(
             rows=dict(Counter(row.source for row in self.feedback)),
             set_aside=dict(+self.set_aside),
@@ -126,8 +121,8 @@ class Compilation:
             seconds=time.perf_counter() - started,
             seed=self.settings.seed,
             noise=self.reading.noise,
-            cost_unit=self.reading.cost_unit,
-            frontier=self.frontier(),
+            cost_unit=cost_unit,
+            frontier=frontier_points,
             **self.spent(),
         )
         if self.settings.log_dir is not None:
@@ -147,8 +142,8 @@ class Compilation:
             )
         self.feedback += self.labels(self.trainset)
         if self.logged is not None:
-            logged = logged_feedback(self.logged, self.routes)
-            self.feedback += logged.rows
+            logged = logged_feedback(self.logged, self.routes, self.reading)
+            self.feedback += with_example_keys(logged.rows, self.routes, self.trainset)
             self.set_aside += logged.set_aside
             self.noted += logged.noted
         if self.teacher is not None:
@@ -193,6 +188,7 @@ class Compilation:
                 self.runner,
                 self.routes,
                 examples,
+                known=self.feedback[:known],
                 budget=budget,
                 reading=self.reading,
                 measure_noise=self.settings.metric_noise is None,
@@ -209,8 +205,9 @@ class Compilation:
         Raises:
             RouteError: If the budget does not cover the validation passes.
         """
-        calls, passes = self.metric_calls(), 2 * len(self.valset) if self.settings.metric else 0
-        taught = self.teacher_calls
+        decisions = sum(len(route.fields) for route in self.routes.values())
+        calls = metric_calls(self.settings, decisions, len(self.valset or self.trainset))
+        passes = 2 * len(self.valset) if self.settings.metric else 0
         if calls is None:
             return 2 * examples
         if calls < passes:
@@ -218,21 +215,7 @@ class Compilation:
                 f"max_metric_calls={calls} does not cover scoring the {len(self.valset)} validation examples before "
                 f"and after ({passes} calls). Raise it, or give a smaller valset."
             )
-        return max(0, calls - passes - taught)
-
-    def metric_calls(self) -> int | None:
-        """The whole budget, if one is set."""
-        auto = self.settings.auto
-        if auto is None:
-            return self.settings.max_metric_calls
-        from dspy.teleprompt.gepa.gepa import AUTO_RUN_SETTINGS, GEPA
-
-        decisions = sum(len(route.fields) for route in self.routes.values())
-        # The method reads nothing of the optimizer it belongs to.
-        calls: int = GEPA.auto_budget(
-            None, decisions, AUTO_RUN_SETTINGS[auto]["n"], valset_size=len(self.valset or self.trainset)
-        )
-        return calls
+        return max(0, calls - passes - self.teacher_calls)
 
     def validate(self, phase: str) -> float | None:
         """Mean score on the validation set: the metric's, or without a metric the share of labels matched."""
@@ -267,18 +250,45 @@ class Compilation:
         """The feedback so far as rows to fit."""
         return field_rows(self.routes, self.feedback, self.reading)
 
-    def unsettled(self) -> Examples:
-        """Training examples that no feedback speaks of yet."""
-        settled = {row.example for row in self.feedback}
-        return [example for example in self.trainset if example.key not in settled]
+    def fit(self) -> list[FieldRows]:
+        """Fit all heads to the feedback, and return the rows they were fitted to.
 
-    def frontier(self) -> tuple[FrontierPoint, ...]:
-        """What could be earned at other weights of the cost, if runs cost anything."""
+        What a shared reward says of each decision depends on the policy, so such rows are made and fitted anew a few
+        times: expectation-maximisation.
+
+        Raises:
+            RouteError: If the feedback says nothing.
+        """
+        validation = field_rows(self.routes, self.labels(self.valset))
+        rows: list[FieldRows] = []
+        for _ in range(1 if all(row.sole for row in self.feedback) else SHARED_FITS):
+            rows = self.rows()
+            if not rows:
+                raise RouteError(
+                    f"Nothing was learned: {len(self.feedback)} rows of feedback say nothing about any option (set "
+                    f"aside: {dict(self.set_aside)}). Give more of it, or check that the metric ever reaches "
+                    f"best_reward={self.settings.best_reward}."
+                )
+            fit_routes(rows, validation, seed=self.settings.seed)
+        return rows
+
+    def unsettled(self) -> Examples:
+        """Training examples that have neither a right run nor a label or teacher's word for every field."""
+        fields = {field.name for route in self.routes.values() for field in route.fields}
+        told: dict[str, set[str]] = defaultdict(set)
+        for row in self.feedback:
+            right = row.source in TRIED and row.has_reward and self.reading.success(row)
+            told[row.example] |= fields if right else {row.field} if row.source not in TRIED else set()
+        return [example for example in self.trainset if told[example.key] != fields]
+
+    def frontier(self) -> tuple[tuple[FrontierPoint, ...], CostUnit]:
+        """What could be earned at other weights of the cost, and the unit of that: tokens where a price is unknown."""
         tried = [row for row in self.feedback if row.source in TRIED and row.has_reward]
         unit = self.reading.cost_unit
         if unit == "dollars" and any(row.cost is None and row.tokens for row in tried):
             unit = "tokens"
-        return frontier(self.routes, tried, replace(self.reading, cost_unit=unit)) if tried else ()
+        reading = replace(self.reading, cost_unit=unit)
+        return frontier(self.routes, [row for row in tried if reading.knows_cost(row)], reading), unit
 
     def use(self, learned: dict[str, RouteParameter]) -> None:
         """Put other heads into the routes."""

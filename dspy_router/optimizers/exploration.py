@@ -21,7 +21,7 @@ from dspy_router.feedback import Feedback
 from dspy_router.learning.evidence import Choice, Posterior, RunEvidence
 from dspy_router.learning.information import information, lift_rare_options, measured_noise
 from dspy_router.optimizers.graded_exploration import graded_jobs
-from dspy_router.optimizers.outcomes import RewardReading
+from dspy_router.optimizers.outcomes import TRIED, RewardReading
 from dspy_router.optimizers.override import Site
 from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner
 from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, policies_at, run_evidence
@@ -52,6 +52,7 @@ def explore(
     routes: Routes,
     examples: Sequence[KeyedExample],
     *,
+    known: Sequence[Feedback] = (),
     budget: int,
     reading: RewardReading,
     measure_noise: bool,
@@ -65,6 +66,7 @@ def explore(
         runner: Runs and scores the program.
         routes: The program's routes by name.
         examples: What to run it on.
+        known: What was tried before, which is not tried again.
         budget: Most rollouts.
         reading: What rewards mean.
         measure_noise: Whether to repeat a few runs to see how often the metric contradicts itself.
@@ -79,15 +81,18 @@ def explore(
     spent, round_size = 0, max(SMALLEST_ROUND, -(-budget // ROUNDS))
     repeats = min(REPEATS, int(REPEATED_SHARE * budget)) if measure_noise else 0
     likely: dict[str, list[str | None]] = {}
+    keys = {entry.key for entry in examples}
+    known = [row for row in known if row.source in TRIED and row.has_reward and row.example in keys]
+    met = {row.example for row in known}
     for _ in range(MOST_ROUNDS):
         if spent >= budget:
             break
         size = min(round_size, budget - spent)
-        fresh = [int(index) for index in order if not looks[int(index)]]
-        if reading.graded(feedback):
-            jobs = graded_jobs(routes, examples, feedback, reading, fresh, looks, size)
+        fresh = [int(index) for index in order if not looks[int(index)] and examples[index].key not in met]
+        if reading.graded([*known, *feedback]):
+            jobs = graded_jobs(routes, examples, [*known, *feedback], reading, fresh, looks, size)
         else:
-            jobs = _jobs(runner.program, routes, examples, feedback, reading, fresh, size, likely)
+            jobs = _jobs(runner.program, routes, examples, [*known, *feedback], reading, fresh, size, likely)
         jobs = [replace(job, look=looks[job.example]) for job in jobs]
         if spent == 0 and repeats and len(jobs) > repeats:
             jobs = jobs[: size - repeats]

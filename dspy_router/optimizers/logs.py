@@ -7,7 +7,10 @@ from pathlib import Path
 
 from dspy_router.feedback import Feedback, read_feedback_table
 from dspy_router.fields import DecisionField
+from dspy_router.optimizers.outcomes import RewardReading
+from dspy_router.optimizers.rollouts import KeyedExample
 from dspy_router.optimizers.runs import Routes
+from dspy_router.optimizers.sources import likely_texts
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,15 @@ class LoggedFeedback:
     noted: Counter[str]
 
 
-def logged_feedback(feedback: Sequence[Feedback] | str | Path, routes: Routes) -> LoggedFeedback:
+def logged_feedback(
+    feedback: Sequence[Feedback] | str | Path, routes: Routes, reading: RewardReading | None = None
+) -> LoggedFeedback:
     """Read rows, or a log file, for the routes of a program.
 
     A row is for the route it names or, if it names none, for the only one that decides its field among its candidates.
     Rows made with another encoder are kept, since they hold the text, which is encoded anew. A propensity that is
-    missing or outside (0, 1] is dropped: the row then teaches only where none is needed.
+    missing or outside (0, 1] is dropped: the row then teaches only where none is needed. Where costs count, a row must
+    say what its run cost.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -55,6 +61,8 @@ def logged_feedback(feedback: Sequence[Feedback] | str | Path, routes: Routes) -
             set_aside["rows that chose none of their candidates"] += 1
         elif not row.has_reward and row.source not in ("label", "synthetic", "teacher"):
             set_aside["rows with an error in place of a reward" if row.error else "rows without a reward"] += 1
+        elif reading is not None and reading.cost_weight and row.has_reward and not reading.knows_cost(row):
+            set_aside[f"rows that do not say what they cost in {reading.cost_unit}"] += 1
         else:
             if row.encoder and row.encoder != routes[owners[0]].encoder.fingerprint.weights[: len(row.encoder)]:
                 noted["rows made with another encoder, encoded anew"] += 1
@@ -63,6 +71,19 @@ def logged_feedback(feedback: Sequence[Feedback] | str | Path, routes: Routes) -
             propensity = row.propensity if row.has_propensity else None
             rows.append(replace(row, route=owners[0], propensity=propensity))
     return LoggedFeedback(rows, set_aside, noted)
+
+
+def with_example_keys(rows: Sequence[Feedback], routes: Routes, examples: Sequence[KeyedExample]) -> list[Feedback]:
+    """The rows, those about a text that some example gives the route with that example's key.
+
+    So a log settles the examples it speaks of, and an example's label overrules what the log tells of its text.
+    """
+    keys: dict[tuple[str, str], str] = {}
+    for name, route in routes.items():
+        for entry, text in zip(examples, likely_texts(route, examples), strict=True):
+            if text is not None:
+                keys.setdefault((name, text), entry.key)
+    return [replace(row, example=keys.get((row.route, row.text), row.example)) for row in rows]
 
 
 def _fits(row: Feedback, field: DecisionField) -> bool:

@@ -58,6 +58,10 @@ class RewardReading:
             )
         return row.cost or 0.0
 
+    def knows_cost(self, row: Scored) -> bool:
+        """Whether the row says what its run cost."""
+        return row.tokens is not None if self.cost_unit == "tokens" else row.cost is not None
+
     def net(self, row: Scored) -> float:
         """The row's reward less what its cost is worth; the row has a reward."""
         assert row.reward is not None

@@ -30,6 +30,13 @@ class SiteDecision:
     propensity: float
 
 
+def route_names(routes: Mapping[str, Any]) -> dict[int | str, str]:
+    """Route names by identity, and by origin for the copies that modules such as `dspy.BestOfN` make when they run."""
+    origins = Counter(route.learned.origin for route in routes.values())
+    copies = {route.learned.origin: name for name, route in routes.items() if origins[route.learned.origin] == 1}
+    return copies | {id(route): name for name, route in routes.items()}
+
+
 class RunOverride:
     """Chooser and recorder of one run, for `choosing` and `recording`.
 
@@ -38,14 +45,14 @@ class RunOverride:
     the order in which they come, so which of them a forced decision meets is the program's doing.
 
     Args:
-        names: Route names by `id(route)`; other routes are left alone.
+        names: Route names, as `route_names` gives them; other routes are left alone.
         forced: The options to take, by site.
         draws: Draws the decisions that are not forced; None leaves the likeliest.
     """
 
     def __init__(
         self,
-        names: Mapping[int, str],
+        names: Mapping[int | str, str],
         forced: Sequence[tuple[Site, str]] = (),
         draws: random.Random | None = None,
     ) -> None:
@@ -59,7 +66,7 @@ class RunOverride:
 
     def choose(self, route: Any, field: str, probabilities: Mapping[str, float]) -> tuple[int, float] | None:
         """The option's index and propensity; None leaves the likeliest."""
-        name = self._names.get(id(route))
+        name = self._name(route)
         if name is None:
             return None
         with self._lock:
@@ -73,7 +80,7 @@ class RunOverride:
 
     def record(self, route: Any, decision: Decision) -> None:
         """Keep a decision with the site it was chosen at."""
-        name = self._names.get(id(route))
+        name = self._name(route)
         if name is None:
             return
         with self._lock:
@@ -81,6 +88,9 @@ class RunOverride:
             site = getattr(self._current, "site", None) or self._next_site(name, decision.field)
             self._current.site = None
             self.decisions.append(SiteDecision(site, decision.text, decision.name, decision.propensity))
+
+    def _name(self, route: Any) -> str | None:
+        return self._names.get(id(route)) or self._names.get(route.learned.origin)
 
     def _next_site(self, name: str, field: str) -> Site:
         site = Site(name, field, self._calls[name, field])

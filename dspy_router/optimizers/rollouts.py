@@ -17,7 +17,7 @@ from dspy.utils.usage_tracker import track_usage
 from dspy_router.costs import usage_cost
 from dspy_router.decisions import choosing, recording
 from dspy_router.errors import RouteError
-from dspy_router.optimizers.override import RunOverride, Site, SiteDecision
+from dspy_router.optimizers.override import RunOverride, Site, SiteDecision, route_names
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.route import DifferentiableRoute
 
@@ -123,7 +123,7 @@ class RolloutRunner:
         self.max_errors = dspy.settings.max_errors if max_errors is None else max_errors
         self.log = log
         self.finished: list[Rollout] = []
-        self._names = {id(route): name for name, route in routes.items()}
+        self._names = route_names(routes)
         self._errors: list[str] = []
         self._lock = threading.Lock()
 

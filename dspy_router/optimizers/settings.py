@@ -27,3 +27,21 @@ class FinetuneSettings:
     max_errors: int | None
     seed: int
     log_dir: Path | None
+
+
+def metric_calls(settings: FinetuneSettings, decisions: int, validation: int) -> int | None:
+    """The whole budget of a compile, if one is set.
+
+    Args:
+        settings: With `auto`, the budget is what `dspy.GEPA` allows itself for as many predictors as there are
+            decisions.
+        decisions: Fields that the program's routes decide.
+        validation: Examples the result is checked on.
+    """
+    if settings.auto is None:
+        return settings.max_metric_calls
+    from dspy.teleprompt.gepa.gepa import AUTO_RUN_SETTINGS, GEPA
+
+    # The method reads nothing of the optimizer it belongs to.
+    calls: int = GEPA.auto_budget(None, decisions, AUTO_RUN_SETTINGS[settings.auto]["n"], valset_size=validation)
+    return calls

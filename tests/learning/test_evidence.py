@@ -203,6 +203,32 @@ def test_a_success_settles_every_decision_of_its_run() -> None:
     assert found["size"].reach.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
 
 
+def test_a_program_that_goes_on_differently_after_one_choice_needs_all_that_follows_to_be_right() -> None:
+    # After tool 0 a run ends, or reads "near", or reads "far". What is right is then one option at each decision: sums
+    # over all such strategies; a run counts for those that agree with all its decisions.
+    noise, tool, near, far = 0.1, [0.5, 0.3, 0.2], [0.6, 0.4], [0.7, 0.3]
+    runs = [
+        ([("tool", "text", 0), ("size", "near", 0)], True), ([("tool", "text", 0), ("size", "far", 0)], False),
+        ([("tool", "text", 0), ("size", "far", 1)], False), ([("tool", "text", 0)], True),
+        ([("tool", "text", 1)], True),
+    ]  # fmt: skip
+    evidence: RunEvidence[str] = RunEvidence(OPTIONS)
+    for path, success in runs:
+        evidence.observe("example", path, success=success)
+    found = evidence.posterior({"tool": np.array([tool]), "size": np.array([near, far])}, noise)
+    joint = np.zeros((3, 2, 2))
+    for first, second, third in itertools.product(range(3), range(2), range(2)):
+        taken = {"text": first, "near": second, "far": third}
+        agreeing = [success for path, success in runs if all(taken[text] == option for _, text, option in path)]
+        odds = ((1 - noise) / noise) ** sum(1 if success else -1 for success in agreeing)
+        joint[first, second, third] = tool[first] * near[second] * far[third] * odds
+    joint /= joint.sum()
+    np.testing.assert_allclose(found["tool"].probability[0], joint.sum(axis=(1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(found["size"].probability[0], joint[0].sum(axis=1) / joint[0].sum(), rtol=1e-4)
+    np.testing.assert_allclose(found["size"].probability[1], joint[0].sum(axis=0) / joint[0].sum(), rtol=1e-4)
+    np.testing.assert_allclose(found["size"].reach, joint[0].sum(), rtol=1e-4)
+
+
 def test_many_outcomes_of_one_option_stay_finite() -> None:
     for success in (True, False):
         assert np.isfinite(single(*[(0, success)] * 500)).all()

@@ -70,6 +70,15 @@ def test_the_loss_of_a_batch_is_that_of_its_rows_alone(seed: int, size: int) -> 
     torch.testing.assert_close(batch, alone)
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), size=st.integers(1, 12))
+def test_the_shares_of_all_parts_add_up_to_the_loss(seed: int, size: int) -> None:
+    rows = mixed(seed)
+    logits, loss = logits_for(len(rows)), rows.loss(2.0)
+    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+    torch.testing.assert_close(torch.stack([loss.share(logits[part], part) for part in parts]).sum(), loss(logits))
+
+
 @pytest.mark.parametrize("objective", list(Objective))
 def test_all_rows_as_a_batch_are_all_rows(objective: Objective) -> None:
     random = np.random.default_rng(0)
@@ -105,10 +114,10 @@ def test_worth_is_whether_an_option_is_likely_or_the_reward_itself() -> None:
     rows = TargetRows.joined([
         TargetRows.from_labels(np.array([1, 1]), 3),
         TargetRows.of(Objective.LIKELIHOOD, np.array([[0, 1, 1]])),
-        TargetRows.of(Objective.DISTRIBUTION, np.array([[0.7, 0.1, 0.2]])),
+        TargetRows.of(Objective.DISTRIBUTION, np.array([[0.7, 0.1, 0.2], [0.5, 0.1, 0.4]])),
         TargetRows.of(Objective.REWARD, np.array([[0.25, -3.0, 1.5], [0.25, -3.0, 1.5]])),
     ])  # fmt: skip
-    assert rows.worth(np.array([1, 0, 2, 1, 1, 0])).tolist() == [1.0, 0.0, 1.0, 0.0, -3.0, 0.25]
+    assert rows.worth(np.array([1, 0, 2, 1, 2, 1, 0])).tolist() == [1.0, 0.0, 1.0, 0.0, 1.0, -3.0, 0.25]
 
 
 def test_joined_rows_keep_their_order_and_weights() -> None:

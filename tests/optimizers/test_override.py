@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dspy_router.decisions import choosing, recording
-from dspy_router.optimizers.compilation import find_routes
 from dspy_router.optimizers.override import RunOverride, Site
 from dspy_router.optimizers.rollouts import Job, RolloutRunner, keyed
+from dspy_router.optimizers.runs import find_routes
 from dspy_router.overrides import EVEN_SHARE, force_decisions
 from tests.programs import AsyncBasket, Basket, Market, Shop, ThreadedBasket, fruit_requests, order_route, right_fruit
 
