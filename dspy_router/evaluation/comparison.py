@@ -44,6 +44,7 @@ class Comparison:
             candidate is stochastic.
         set_aside: Logged rows that could not be used, by reason.
         objections: Why there is no verdict; empty if there is one.
+        baseline: Whether the difference is to a baseline program, instead of to the log as it was.
     """
 
     field: str
@@ -51,6 +52,7 @@ class Comparison:
     changed: float
     set_aside: Mapping[str, int]
     objections: tuple[str, ...]
+    baseline: bool = False
 
     @property
     def verdict(self) -> Literal["switch", "do not switch", "no verdict"]:
@@ -66,9 +68,11 @@ class Comparison:
             return f"No verdict: {'; '.join(self.objections)}."
         found = self.evaluation.estimates["doubly robust"]
         earned, gain = found.reward.value, found.difference
+        other = "the baseline would have" if self.baseline else "the log"
         return (
             f"{self.verdict.capitalize()}: {'no difference is shown; ' if gain.low <= 0 <= gain.high else ''}the "
-            f"candidate would have earned {earned:.4g} a decision where the log earned {earned - gain.value:.4g}, a "
+            f"candidate would have earned {earned:.4g} a decision where {other} earned "
+            f"{earned - gain.value:.4g}, a "
             f"difference of {gain.value:+.3g} ({self._confidence} interval {gain.low:+.3g} to {gain.high:+.3g}, doubly "
             f"robust, {found.rows:,} rows)."
         )
@@ -111,12 +115,18 @@ def compare(
     logged: Sequence[Feedback] | str | Path,
     candidate: dspy.Module,
     *,
+    baseline: dspy.Module | None = None,
     field: str | None = None,
     stochastic: bool = False,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
     """Estimate from a log whether a candidate would have earned more than what decided then, without running it.
+
+    A log that explores earns less than the program it explores for: give that program as `baseline`, and the question
+    becomes whether the candidate is better than it. Intervals need exploration. On 600 SNIPS requests, 20 logs of each
+    kind, 95 % intervals of the doubly robust estimate held the truth in 80 % of logs that drew a fifth of their
+    decisions (`explore_decisions`), and in 95 to 100 % from three tenths on.
 
     The verdict rests on the doubly robust estimate of the difference a row. There is none where the log cannot judge
     the candidate: `Comparison.objections` then says why.
@@ -125,6 +135,7 @@ def compare(
         logged: Feedback rows with propensities and rewards, or the path of a log of them. Rows that the candidate
             learned from flatter it: keep some back.
         candidate: A route, or a program that holds the one that the log is about.
+        baseline: A program like the candidate, with which it is compared; by default the log as it was.
         field: The output field to compare; needed only if the log is about several.
         stochastic: Judge a candidate that draws from its probabilities, instead of one that takes the likeliest
             option, which is what a route does when called.
@@ -159,9 +170,18 @@ def compare(
     rows = [row for row, reason in zip(logged, reasons, strict=True) if reason is None]
     set_aside = Counter(reason for reason in reasons if reason is not None)
     compared = _logged_rows(rows, route, decided, stochastic, seed)
-    evaluation = evaluate_policy(compared, confidence=confidence, seed=seed)
+    other = None
+    if baseline is not None:
+        _, other_route, other_field = _subject(logged, baseline, decided.name)
+        if other_field.option_names != decided.option_names:
+            raise RouteError(
+                f"The baseline decides {decided.name!r} among {list(other_field.option_names)}, the candidate among "
+                f"{list(decided.option_names)}: build both with the same options in the same order."
+            )
+        other = _policy(rows, other_route, decided.name, stochastic)
+    evaluation = evaluate_policy(compared, baseline=other, confidence=confidence, seed=seed)
     changed = 1 - float(np.take_along_axis(compared.policy, compared.chosen[:, None], axis=1).mean()) if rows else 0.0
-    return Comparison(decided.name, evaluation, changed, set_aside, tuple(objections(evaluation)))
+    return Comparison(decided.name, evaluation, changed, set_aside, tuple(objections(evaluation)), baseline is not None)
 
 
 def objections(evaluation: OfflineEvaluation) -> list[str]:
@@ -270,12 +290,9 @@ def _logged_rows(
     rows: Sequence[Feedback], route: DifferentiableRoute, decided: DecisionField, stochastic: bool, seed: int
 ) -> LoggedRows:
     """The rows as arrays, with the candidate's policy and what a reward model predicts."""
-    progress = partial(tqdm, desc="encoding", unit="batch", delay=2)
-    vectors = route.encoder.encode([row.text for row in rows], progress=progress)
-    policy = route.head[decided.name].policy(vectors)
+    vectors = _vectors(rows, route)
+    policy = _policy(rows, route, decided.name, stochastic)
     options = policy.shape[1]
-    if not stochastic:
-        policy = np.eye(options)[policy.argmax(axis=1)]
     index = {name: number for number, name in enumerate(decided.option_names)}
     chosen = np.array([index[row.chosen] for row in rows], int)
     propensity = np.array([np.nan if row.propensity is None else row.propensity for row in rows], float)
@@ -285,3 +302,14 @@ def _logged_rows(
     if len(keys) > 1:
         predicted = cross_fitted_rewards(vectors, chosen, reward, options, group, seed=seed)
     return LoggedRows(policy, chosen, propensity, reward, predicted, group)
+
+
+def _vectors(rows: Sequence[Feedback], route: DifferentiableRoute) -> np.ndarray:
+    progress = partial(tqdm, desc="encoding", unit="batch", delay=2)
+    return route.encoder.encode([row.text for row in rows], progress=progress)
+
+
+def _policy(rows: Sequence[Feedback], route: DifferentiableRoute, field: str, stochastic: bool) -> np.ndarray:
+    """The route's probabilities on the rows, or 1 for the likeliest option."""
+    policy = route.head[field].policy(_vectors(rows, route))
+    return policy if stochastic else np.eye(policy.shape[1])[policy.argmax(axis=1)]

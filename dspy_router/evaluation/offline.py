@@ -9,8 +9,8 @@ gives no verdict where it is too little.
 """
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from scipy.stats import DegenerateDataWarning, bootstrap
@@ -158,7 +158,8 @@ class Estimate:
 
     Attributes:
         reward: The mean reward of a decision.
-        difference: `reward` less the mean logged reward of the same rows: a paired difference.
+        difference: `reward` less what the baseline earns on the same rows, by the same estimator: a paired
+            difference. Without a baseline, less the mean logged reward.
         rows: How many rows the estimate uses.
     """
 
@@ -235,11 +236,14 @@ class OfflineEvaluation:
     confidence: float
 
 
-def evaluate_policy(rows: LoggedRows, *, confidence: float = 0.95, seed: int = 0) -> OfflineEvaluation:
+def evaluate_policy(
+    rows: LoggedRows, *, baseline: np.ndarray | None = None, confidence: float = 0.95, seed: int = 0
+) -> OfflineEvaluation:
     """Estimate what a candidate policy would have earned, by four estimators, with bootstrap intervals.
 
     Args:
         rows: The log beside the candidate's probabilities.
+        baseline: Float [n, k], the probabilities of the policy to compare with; by default the log as it was.
         confidence: Of the intervals, in (0, 1).
         seed: Draws the bootstrap's resamples.
 
@@ -260,7 +264,7 @@ def evaluate_policy(rows: LoggedRows, *, confidence: float = 0.95, seed: int = 0
     jobs = [(rows, *entry) for entry in WITHOUT_PROPENSITY.items()]
     jobs += [(weighted, *entry) for entry in WITH_PROPENSITY.items()]
     estimates = {
-        name: _estimate(estimator(used), used, confidence, seed)
+        name: _estimate(estimator(used), _reference(estimator, used, rows, baseline), used, confidence, seed)
         for used, name, estimator in tqdm(jobs, desc="bootstrap", unit="estimate", delay=2)
         if len(np.unique(used.group)) > 1
     }
@@ -268,16 +272,28 @@ def evaluate_policy(rows: LoggedRows, *, confidence: float = 0.95, seed: int = 0
     return OfflineEvaluation(len(rows), estimates, overlap, rows.unusable_propensities(), confidence)
 
 
-def _estimate(found: Contributions, rows: LoggedRows, confidence: float, seed: int) -> Estimate:
+def _reference(
+    estimator: Callable[[LoggedRows], Contributions], used: LoggedRows, rows: LoggedRows, baseline: np.ndarray | None
+) -> Contributions:
+    """What the baseline earns on the used rows, by the same estimator."""
+    if baseline is None:
+        return logged_policy(used)
+    kept = baseline if len(used) == len(rows) else baseline[rows.has_propensity]
+    return estimator(replace(used, policy=kept))
+
+
+def _estimate(
+    found: Contributions, reference: Contributions, rows: LoggedRows, confidence: float, seed: int
+) -> Estimate:
     """An estimate with the percentile intervals of a bootstrap that draws groups, with all their rows."""
     group = np.unique(rows.group, return_inverse=True)[1]
-    columns = np.stack([found.numerator, found.denominator, rows.reward, np.ones(len(rows))])
+    columns = np.stack([found.numerator, found.denominator, reference.numerator, reference.denominator])
     sums = [np.bincount(group, weights=column) for column in columns]
 
     def statistic(*sums: np.ndarray, axis: int = -1) -> np.ndarray:
-        numerator, denominator, reward, count = (column.sum(axis=axis) for column in sums)
+        numerator, denominator, other, others = (column.sum(axis=axis) for column in sums)
         value = _ratio(numerator, denominator)
-        return np.stack([value, value - reward / count])
+        return np.stack([value, value - _ratio(other, others)])
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # without any weight the ends are NaN, as they should be

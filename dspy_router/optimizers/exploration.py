@@ -32,7 +32,8 @@ MOST_ROUNDS = 24  # rounds get smaller once little is left to learn
 SMALLEST_ROUND = 8
 FRESH_SHARE = 0.3  # of a round, for examples never run before; chosen as RARE_SHARE is
 REPEATS = 200  # most runs made twice to see whether the metric is noisy
-REPEATED_SHARE = 0.01  # of the budget
+REPEATED_SHARE = 0.01  # of the budget, but
+FEWEST_REPEATS, LARGEST_REPEATED_SHARE = 30, 0.05  # where it is small, enough to notice a noise of 10 %
 # Nats. Rollouts that promise less are saved: of an option that is the only one left, or, where the metric is noisy, of
 # what is known well enough.
 SMALLEST_GAIN = 1e-5
@@ -79,7 +80,8 @@ def explore(
     feedback: list[Feedback] = []
     looks: Counter[int] = Counter()
     spent, round_size = 0, max(SMALLEST_ROUND, -(-budget // ROUNDS))
-    repeats = min(REPEATS, int(REPEATED_SHARE * budget)) if measure_noise else 0
+    repeats = max(REPEATED_SHARE * budget, min(FEWEST_REPEATS, LARGEST_REPEATED_SHARE * budget))
+    repeats = min(REPEATS, int(repeats)) if measure_noise else 0
     likely: dict[str, list[str | None]] = {}
     keys = {entry.key for entry in examples}
     known = [row for row in known if row.source in TRIED and row.has_reward and row.example in keys]

@@ -39,8 +39,8 @@ class RouteFinetune(Teleprompter):
         failure_score: The score of a rollout that raised.
         cost_weight: What a dollar of LM calls is worth in reward: routes learn to earn `reward - cost_weight · cost`.
         cost_unit: `"dollars"`, by litellm's prices, or `"tokens"`; `cost_weight` is per unit.
-        metric_noise: Share of 0/1 rewards that are wrong, in [0, 0.5). By default 1 % of the rollouts, at most 200,
-            are made twice to measure it; where all agree, rewards are taken as they are.
+        metric_noise: Share of 0/1 rewards that are wrong, in [0, 0.5). By default a few rollouts (5 % of a small
+            budget, 1 % of a large one) are made twice to measure it; where all agree, rewards are taken as they are.
         max_errors: Stop after so many rollouts that raised; DSPy's setting by default.
         seed: With the same seed and data, the same result.
         log_dir: Finished rollouts are kept in `rollouts.jsonl` there, and taken from it by a later compile with

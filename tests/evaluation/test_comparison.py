@@ -8,9 +8,10 @@ from pathlib import Path
 import dspy
 import pytest
 
-from dspy_router import DifferentiableRoute, Feedback, RouteError, RouteFinetune
+from dspy_router import DifferentiableRoute, Feedback, RouteError, RouteFinetune, record_decisions
 from dspy_router.evaluation import Comparison, compare
 from dspy_router.feedback import write_feedback
+from dspy_router.overrides import explore_decisions
 from tests.conftest import bag_of_words
 from tests.programs import FRUIT, Shop, fruit_requests, fruit_route
 
@@ -277,3 +278,26 @@ def test_importing_the_package_loads_no_numerics() -> None:
         "import dspy_router.evaluation.comparison; assert callable(evaluation.compare)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_program_is_no_better_than_itself_though_its_exploring_log_earned_less() -> None:
+    route = RouteFinetune().compile(fruit_route(), trainset=fruit_requests(90, seed=1, label=True))
+    rows = []
+    for example in fruit_requests(300, seed=2):
+        with record_decisions() as decisions, explore_decisions(1.0, seed=len(rows)):
+            chosen = route(request=example.request).fruit
+        [decision] = decisions
+        reward = float(chosen == example.wanted)
+        rows.append(
+            Feedback(
+                "log", decision.text, "", "fruit", decision.text, tuple(FRUIT), chosen, decision.propensity, reward,
+                id=decision.id,
+            )
+        )  # fmt: skip
+    assert compare(rows, route).verdict == "switch"
+    itself = compare(rows, route, baseline=route)
+    assert itself.verdict == "do not switch"
+    assert itself.evaluation.estimates["doubly robust"].difference.value == 0
+    assert "the baseline would have" in itself.sentence
+    untrained = compare(rows, route, baseline=fruit_route())
+    assert untrained.verdict == "switch"

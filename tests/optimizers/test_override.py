@@ -1,12 +1,13 @@
 import random
 from collections import Counter
+from typing import Any
 
 import dspy
 import numpy as np
 import pytest
 
 from dspy_router.decisions import choosing, recording
-from dspy_router.optimizers.override import RunOverride, Site
+from dspy_router.optimizers.override import RunOverride, Site, route_names
 from dspy_router.optimizers.rollouts import Job, RolloutRunner, keyed
 from dspy_router.optimizers.runs import find_routes
 from dspy_router.overrides import EVEN_SHARE, force_decisions
@@ -174,3 +175,15 @@ def test_routes_of_other_programs_are_left_alone() -> None:
     with choosing(override), recording(override):
         assert stranger(request="apple apple").fruit == "apple"
     assert override.decisions == []
+
+
+def test_a_route_copied_by_the_program_while_it_runs_is_still_forced(scripted_lm: Any) -> None:
+    server = scripted_lm(lambda text: "")
+    program = Shop()
+    program.talk = dspy.Predict("request -> reply")  # BestOfN asks for the program's LM
+    best = dspy.BestOfN(module=program, N=2, reward_fn=lambda arguments, prediction: 0.0, threshold=1.0)
+    run = RunOverride(route_names({"self.clerk": program.clerk}), ((Site("self.clerk", "fruit", 0), "cherry"),))
+    with dspy.context(lm=server.lm), recording(run), choosing(run):
+        best(request="pie please")
+    assert run.decisions[0].chosen == "cherry"
+    assert {decision.site.route for decision in run.decisions} == {"self.clerk"}
