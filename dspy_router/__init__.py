@@ -3,8 +3,9 @@
 The names below load on first use, so that `import dspy_router` costs nothing beyond `import dspy`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dspy_router.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dspy_router.decisions import Decision, record_decisions
@@ -42,12 +43,4 @@ __all__ = [
     "replace_predictor",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

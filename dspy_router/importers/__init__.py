@@ -3,8 +3,9 @@
 The names below load on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dspy_router.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dspy_router.importers.mlflow_traces import read_mlflow_traces
@@ -14,12 +15,4 @@ _HOMES = {"read_mlflow_traces": "mlflow_traces", "read_table": "tables"}
 
 __all__ = ["read_mlflow_traces", "read_table"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
