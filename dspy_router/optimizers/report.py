@@ -19,7 +19,8 @@ class FinetuneReport:
         rows: Feedback rows by source.
         set_aside: What could not be learned from, by reason.
         noted: Logged rows that not every objective could use, by reason.
-        train_before: Share of the training decisions about which something is known that the student got right.
+        train_before: Share of the training decisions about which something is known that the student got right; where
+            rewards are graded, what its choices are worth, from the least reward seen (0) to the greatest (1).
         train_after: The same for the program returned.
         validation_before: Mean metric (or, without a metric, share of labels matched) of the student on the
             validation set; None without one.
@@ -70,7 +71,7 @@ class FinetuneReport:
         cost = f"{self.tokens:,} tokens, " + ("price unknown" if self.cost is None else f"${self.cost:.4f}")
         lines = [
             ["learned from", ", ".join(f"{count:,} {source} rows" for source, count in self.rows.items()), ""],
-            ["training decisions right, before and after", share(self.train_before), share(self.train_after)],
+            ["training decisions, before and after", share(self.train_before), share(self.train_after)],
             ["kept", self.kept, self.reason],
             ["rollouts", f"{self.rollouts:,} ({self.errors} raised)", cost],
             ["time", f"{self.seconds:.1f} s", f"seed {self.seed}"],
