@@ -291,7 +291,7 @@ def test_one_field_of_several_is_written_for_and_labels_are_typed(scripted_lm: A
     assert any("urgent: whether it must be answered today" in prompt for prompt in server.requests)
     optimizer = RouteFinetune()
     optimizer.compile(route, trainset=urgent.examples + mood.examples)
-    assert optimizer.report.rows == {"label": 16}
+    assert optimizer.report.rows == {"synthetic": 16}
     lines = mood.save(tmp_path / "mood.jsonl").read_text(encoding="utf-8").splitlines()
     read = [dspy.Example(**json.loads(line)).with_inputs("letter") for line in lines]
     assert [route.fields[0].index_of(example.mood) for example in read] == [
