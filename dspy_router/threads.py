@@ -9,7 +9,7 @@ from typing import Any
 
 # Below this many multiplications a second intra-op thread gains little, and on busy cores it can cost forty times.
 # It is a fixed number, so that a fit sums in the same order wherever it runs.
-SMALL_WORK = 2_000_000_000
+SMALL_WORK = 500_000_000
 
 
 @contextmanager
