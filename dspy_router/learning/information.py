@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 # Every option is taken to be right for at least this share of an even share of the examples, until tries speak against
-# it. Chosen on CLINC150's validation rows and held-out BANKING77 training rows, as are the next two numbers.
+# it. Of 0, 0.1, 0.2, 0.3 and 0.5 the best on held-out BANKING77 training rows and CLINC150's validation rows.
 RARE_SHARE = 0.5
 PATIENCE = 10.0  # failed tries of an option that halve that share
 PASSES = 20

@@ -11,8 +11,8 @@ from torch import Tensor
 from dspy_router.learning.objectives import partial_likelihood, soft_cross_entropy
 from dspy_router.learning.policy_objectives import expected_reward
 
-# Rewards from 0 to 1 count like log-odds of this size, so that they stand up to the pull towards the descriptions.
-# Chosen on CLINC150's and RouteLLM's training rows: between 3 and 30 the policy found earns the same.
+# Rewards from 0 to 1 count like log-odds of this size, so that they stand up to the pull towards the descriptions. A
+# round number, not tuned.
 REWARD_SCALE = 10.0
 SETTLED = 1.001  # a row whose likelihoods, at most 1 each, sum to less is about one option
 
