@@ -7,8 +7,8 @@ With labels or a teacher the objective is convex, since the logits are linear in
 for n rows, k options, the prior's scale s and the bias penalty β. The penalty pulls the head towards its
 descriptions, and each description counts as one example of its option. Both keep an option alive that no success has
 shown yet: on an uneven sample of CLINC150's training rows (8 an option on average) with one 0/1 reward a row, the
-policy learned without them, and with a margin of 2 while exploring, was right in 18 % of the validation rows, far less often
-than an untrained one; with them and a margin of 1 in 82 %. The loss takes a margin off the logit of the right option,
+policy learned without them, and with a margin of 2 while exploring, was right in 18 % of the validation rows, far less
+often than an untrained one; with them and a margin of 1 in 82 %. The loss takes a margin off the right option's logit,
 which makes up for the confidence that the penalty costs. Penalty and margin were chosen on CLINC150's validation rows
 and held-out BANKING77 training rows, with 5 examples an option, 10 and all of them: hence the penalty's growth with the
 square root of the rows an option, and a margin of 2, which leaves accuracy as it is and brings the expected calibration
