@@ -1,5 +1,6 @@
 """What a route has learned, as a DSPy `Parameter`: found, copied, saved and loaded by every program around it."""
 
+import asyncio
 import copy
 import threading
 import uuid
@@ -40,6 +41,11 @@ class RouteParameter(Parameter):
                     self._head = self._build()
         return self._head
 
+    async def build(self) -> None:
+        """Build the head, unless it is there, and leave the event loop free meanwhile."""
+        if self._head is None:
+            await asyncio.to_thread(lambda: self.head)
+
     def _build(self) -> "RouteHead":
         import torch
 
@@ -63,15 +69,32 @@ class RouteParameter(Parameter):
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a saved state, whole or not at all.
 
+        A program's `load` reads the file before it comes here, and tries everything on a copy first. So what DSPy
+        itself finds wrong with a JSON file also leaves the program as it was: `orjson.JSONDecodeError` where it is
+        no JSON; `KeyError`, `TypeError` or `AttributeError` where `"metadata"` or the entry of a route is missing or
+        of another type. A `.pkl` file is code; nothing is promised of a damaged one.
+
         Raises:
-            RouteError: If the state does not fit this route; it is then unchanged.
+            RouteError: If the state is damaged or does not fit this route; it is then unchanged.
         """
         from dspy_router.persistence import parse_route_state
 
         head, network = parse_route_state(state, self.fields, self.encoder)
-        self._head = head
         if network:
-            self.encoder.network.load_state_dict(network)  # type: ignore[attr-defined]
+            self.encoder.take_weights(network, self)  # type: ignore[attr-defined]
+        self._head = head
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A frozen encoder is pickled without its weights, so the head keeps what they were.
+        return {**self.__dict__, "fingerprint": self.encoder.fingerprint if self._head is not None else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        fingerprint = state.pop("fingerprint", None)
+        self.__dict__.update(state)
+        if fingerprint is not None:
+            from dspy_router.persistence import require_same_encoder
+
+            require_same_encoder(fingerprint, self.encoder)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RouteParameter":
         copied = RouteParameter(self.fields, copy.deepcopy(self.encoder, memo))

@@ -1,51 +1,83 @@
 """The saved form of a route, and the only code that knows it.
 
-A route's state is a JSON object: a format name and version, the fields with their options, the encoder's
-fingerprint, and the tensors as base64 of safetensors bytes. It holds no pickle and no weights of a frozen
-encoder; the weights of a `TokenEncoder` are part of what was trained and are in it.
+A route's state is a JSON object: a format name, its version and the release that wrote it, the fields with their
+options, the encoder's fingerprint, the tensors as base64 of safetensors bytes, and a SHA-256 of all that. It holds
+no pickle and no weights of a frozen encoder; the weights of a `TokenEncoder` are part of what was trained and are in
+it. Tensors that are all zero, as in a head that has learned nothing yet, are left out. Version 1 had neither
+checksum nor release and left nothing out; it is still read.
+
+Reading trusts nothing that a state says. The checksum tells a damaged state from a sound one; it is no signature, so
+a state that somebody made on purpose passes the same checks of types, names, shapes and values. Nothing in a state
+is executed. Memory is bounded by what there already is: at most three times the length of the state for its
+checksum, and ten times the bytes of the route's own tensors. The tensors' text is measured against the route's own
+shapes before it is decoded, and the shapes it claims are compared with them before anything is made from it.
+
+All of it is about one route. DSPy reads the file around it, before any route is touched: see `load_state` of
+`dspy_router.parameter.RouteParameter`.
 """
 
 import base64
-import binascii
-from collections.abc import Sequence
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as serialize_tensors
+from safetensors import SafetensorError, deserialize
+from safetensors.torch import save as serialize
 from torch import Tensor
 
-from dspy_router.encoders.base import Encoder, Fingerprint
+import dspy_router
+from dspy_router.encoders.base import Encoder, Fingerprint, shortened
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
 from dspy_router.heads import OptionHead, RouteHead
 
 FORMAT = "dspy_router.route"
-VERSION = 1
-ENCODER_PREFIX = "encoder."
+VERSION = 2
+KEYS = {"format", "version", "release", "fields", "encoder", "tensors", "sha256"}
+KEYS_OF_VERSION_1 = {"format", "version", "fields", "encoder", "tensors"}
+ENCODER = "encoder."  # before the names of a trainable encoder's tensors; a field's have its name and a "/" before
+HEADER_BYTES_A_TENSOR = 256  # of safetensors: dtype, up to five dimensions and two offsets of 20 digits
+AFTER_DAMAGE = "Load another copy of the file, or save the program again."
 
 
 def route_state(fields: Sequence[DecisionField], head: RouteHead, encoder: Encoder) -> dict[str, Any]:
-    """A route's state as a JSON-compatible object; tensors are kept bit for bit."""
-    tensors = {
-        f"{field.name}/{name}": tensor for field in fields for name, tensor in head[field.name].state_dict().items()
-    }
-    tensors |= {f"{ENCODER_PREFIX}{name}": tensor for name, tensor in network_state(encoder).items()}
-    data = serialize_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "fields": [
-            {
-                "name": field.name,
-                "options": [{"name": option.name, "text": option.text} for option in field.options],
-            }
-            for field in fields
-        ],
-        "encoder": encoder.fingerprint.to_dict(),
-        "tensors": base64.b64encode(data).decode("ascii"),
-    }
+    """A route's state as a JSON-compatible object; tensors are kept bit for bit.
+
+    Raises:
+        RouteError: If the head or a name is such that the state could not be loaded again.
+    """
+    tensors = _named_tensors({field.name: head[field.name] for field in fields}, encoder)
+    for name, tensor in tensors.items():
+        finite = bool(torch.isfinite(tensor).all())
+        if tensor.dtype != torch.float32 or not finite:
+            raise RouteError(
+                f"The tensor {name!r} is {tensor.dtype} and {'finite' if finite else 'not finite'}; only finite "
+                "float32 could be loaded again, so nothing is saved. Call route.head.float() or train again."
+            )
+    for field in fields:
+        _require_decidable(field.name, head[field.name])
+    # Clones, since safetensors refuses tensors that share memory.
+    learned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items() if _any_bit(tensor)}
+    return sealed(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "release": dspy_router.__version__,
+            "fields": [
+                {
+                    "name": field.name,
+                    "options": [{"name": option.name, "text": option.text} for option in field.options],
+                }
+                for field in fields
+            ],
+            "encoder": encoder.fingerprint.to_dict(),
+            "tensors": base64.b64encode(serialize(learned)).decode("ascii"),
+        }
+    )
 
 
 def parse_route_state(
@@ -56,37 +88,68 @@ def parse_route_state(
     Nothing is changed in the caller's objects: a route loads only what came through here whole.
 
     Raises:
-        RouteError: If the state is damaged, of another version, or describes other fields, options or
-            another encoder.
+        RouteError: If the state is damaged, of an unknown version, or describes other fields, options or another
+            encoder, or if this program's encoder cannot be loaded.
     """
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise RouteError(f"This is no state of a route: expected a JSON object with format {FORMAT!r}.")
-    if state.get("version") != VERSION:
+    version = _require_version(state)
+    if version > 1:
+        require_intact(state)
+    _require_same_options(state["fields"], fields)
+    require_same_encoder(_parse_fingerprint(state["encoder"]), encoder)
+    heads = {field.name: OptionHead(torch.zeros(len(field.options), encoder.dimension)) for field in fields}
+    expected = _named_tensors(heads, encoder)
+    tensors = _read_tensors(state["tensors"], expected)
+    if version == 1 and (missing := sorted(set(expected) - set(tensors))):
+        raise RouteError(f"The saved tensors are damaged: {missing} are missing. Save the program again.")
+    whole = {name: tensors.get(name, torch.zeros(tensor.shape)) for name, tensor in expected.items()}
+    for field, head in heads.items():
+        head.load_state_dict({name: whole[f"{field}/{name}"] for name in head.state_dict()})
+        _require_decidable(field, head)
+    network = {name: whole[f"{ENCODER}{name}"] for name in network_state(encoder)}
+    return RouteHead(list(heads), list(heads.values())), network
+
+
+def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state with a checksum of everything in it, which `require_intact` checks.
+
+    The checksum, under `"sha256"`, is that of the state as compact JSON in UTF-8 with sorted keys.
+
+    Raises:
+        RouteError: If the state has no such form: a number that is not finite, a lone surrogate in a text.
+
+    Example:
+        >>> from dspy_router.persistence import sealed, require_intact
+        >>> state = sealed({"name": "fruit", "sizes": [3, 64]})
+        >>> state["sha256"][:8], require_intact(state)
+        ('a1b5adcd', None)
+        >>> require_intact({**state, "name": "fruits"})
+        Traceback (most recent call last):
+        dspy_router.errors.RouteError: The saved state is damaged: its checksum is 'a1b5adcd...
+    """
+    try:
+        return {**state, "sha256": _checksum(state)}
+    except (TypeError, ValueError, RecursionError) as error:
         raise RouteError(
-            f"The saved route has format version {state.get('version')!r}; this release reads {VERSION}. "
-            "Load it with the release that wrote it."
+            f"The state cannot be saved as JSON: {shortened(str(error), 200)}. Change the names or texts it is about."
+        ) from error
+
+
+def require_intact(state: Mapping[str, Any]) -> None:
+    """Refuse a state that is not, value for value, what `sealed` made.
+
+    Raises:
+        RouteError: If it has no checksum, or another than its content.
+    """
+    found = state.get("sha256")
+    try:
+        checksum = _checksum({name: value for name, value in state.items() if name != "sha256"})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RouteError(f"The saved state is damaged: {shortened(str(error), 200)}. {AFTER_DAMAGE}") from error
+    if not isinstance(found, str) or found != checksum:
+        said = repr(shortened(found, 64)) if isinstance(found, str) else f"of type {type(found).__name__}"
+        raise RouteError(
+            f"The saved state is damaged: its checksum is {said}, its content has {checksum!r}. {AFTER_DAMAGE}"
         )
-    _require_same_options(state.get("fields"), fields)
-    _require_same_encoder(state.get("encoder"), encoder.fingerprint)
-    tensors = _read_tensors(state.get("tensors"))
-    heads = []
-    for field in fields:
-        template = OptionHead(torch.zeros(len(field.options), encoder.dimension))
-        found = {
-            name.removeprefix(f"{field.name}/"): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(f"{field.name}/")
-        }
-        _require_same_shapes(f"field {field.name!r}", found, template.state_dict())
-        template.load_state_dict(found)
-        if not (float(template.temperature) > 0 and float(template.scale) > 0):
-            raise RouteError(f"The saved scale or temperature of field {field.name!r} is not positive.")
-        heads.append(template)
-    network = {
-        name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(ENCODER_PREFIX)
-    }
-    _require_same_shapes("the encoder", network, network_state(encoder))
-    return RouteHead([field.name for field in fields], heads), network
 
 
 def network_state(encoder: Encoder) -> dict[str, Tensor]:
@@ -95,46 +158,142 @@ def network_state(encoder: Encoder) -> dict[str, Tensor]:
     return dict(network.state_dict()) if network is not None else {}
 
 
-def _require_same_options(saved: Any, fields: Sequence[DecisionField]) -> None:
+def require_same_encoder(saved: Fingerprint, encoder: Encoder) -> None:
+    """Refuse an encoder that is not the one a head was saved with.
+
+    Raises:
+        RouteError: If it is another one, or cannot be loaded; the message names both.
+    """
     try:
-        names = {entry["name"]: [option["name"] for option in entry["options"]] for entry in saved}
-    except (TypeError, KeyError) as error:
-        raise RouteError(f"The saved list of fields is damaged ({error!r}). Save the program again.") from error
-    expected = {field.name: list(field.option_names) for field in fields}
+        own = encoder.fingerprint
+    except Exception as error:  # what a model's loader raises is not ours to know
+        raise RouteError(
+            f"The route was saved with the encoder {saved}; this program's encoder, {encoder!r}, cannot be loaded: "
+            f"{error}\nMake the model available to this process, or build the route with the encoder it was saved "
+            "with, and load again. Nothing was loaded."
+        ) from error
+    if saved == own:
+        return
+    advice = (
+        "The weights behind the name have changed: get the ones it was saved with"
+        if (saved.name, saved.dimension) == (own.name, own.dimension)
+        else f"Build the route with the encoder {shortened(saved.name, 200)!r}"
+    )
+    raise RouteError(
+        f"The route was saved with the encoder {saved}, but this program uses {own}. Vectors of another encoder mean "
+        f"something else to the head. {advice}, or compile the program again with this one."
+    )
+
+
+def _checksum(state: Mapping[str, Any]) -> str:
+    canonical = json.dumps(state, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _require_version(state: Any) -> int:
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise RouteError(f"This is no state of a route: expected a JSON object with format {FORMAT!r}.")
+    version = state.get("version")
+    if type(version) is not int or not 1 <= version <= 1_000_000:
+        raise RouteError(f"The saved state is damaged: its format version is no count. {AFTER_DAMAGE}")
+    if version > VERSION:
+        release = state.get("release")
+        writer = f"dspy-router {shortened(release)}" if isinstance(release, str) else "a later dspy-router"
+        raise RouteError(
+            f"The saved route has format version {version} and was written by {writer}; this release, "
+            f"{dspy_router.__version__}, reads versions 1 to {VERSION}. Load it with the release that wrote it, or a "
+            "later one."
+        )
+    keys = KEYS if version > 1 else KEYS_OF_VERSION_1
+    if set(state) != keys:
+        raise RouteError(
+            f"The saved state is damaged: {sorted(keys - set(state))} are missing and {len(set(state) - keys)} unknown "
+            f"entries are in it. {AFTER_DAMAGE}"
+        )
+    return version
+
+
+def _require_same_options(saved: Any, fields: Sequence[DecisionField]) -> None:
+    names, expected = _names(saved), [field.name for field in fields]
+    advice = "Build the program with the same signature and tools, in the same order, as when it was saved."
     if names != expected:
         raise RouteError(
-            f"The saved route decides {names}, this one {expected}. Build the program with the same signature and "
-            "tools, in the same order, as when it was saved."
+            f"The saved route decides the fields {shortened(repr(names), 200)}, this one {expected}. {advice}"
         )
-
-
-def _require_same_encoder(saved: Any, own: Fingerprint) -> None:
-    try:
-        fingerprint = Fingerprint(**saved)
-    except TypeError as error:
-        raise RouteError(f"The saved encoder fingerprint is damaged: {saved!r}. Save the program again.") from error
-    if fingerprint != own:
+    for field, entry in zip(fields, saved, strict=True):
+        found, own = _names(entry.get("options")), list(field.option_names)
+        if found == own:
+            continue
+        place = next((n for n, pair in enumerate(zip(found, own, strict=False)) if len(set(pair)) > 1), None)
+        place = min(len(found), len(own)) if place is None else place
+        said, here = (repr(shortened(names[place])) if place < len(names) else "nothing" for names in (found, own))
         raise RouteError(
-            f"The route was saved with the encoder {fingerprint}, but this program uses {own}. Vectors of another "
-            "encoder mean something else to the head: load with the same encoder, or compile again."
+            f"The saved route decides {field.name!r} among {len(found)} options, this one among {len(own)}: option "
+            f"{place + 1} was {said}, here it is {here}. {advice}"
         )
 
 
-def _read_tensors(encoded: Any) -> dict[str, Tensor]:
-    if not isinstance(encoded, str):
-        raise RouteError(f"The saved tensors are damaged: expected base64 text, found {type(encoded).__name__}.")
+def _names(entries: Any) -> list[str]:
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in entries
+    ):
+        raise RouteError(f"The saved list of fields and options is damaged. {AFTER_DAMAGE}")
+    return [entry["name"] for entry in entries]
+
+
+def _parse_fingerprint(saved: Any) -> Fingerprint:
+    types = {"name": str, "revision": str, "weights": str, "dimension": int, "normalized": bool}
+    if not isinstance(saved, dict) or {name: type(value) for name, value in saved.items()} != types:
+        raise RouteError(f"The saved encoder fingerprint is damaged: expected {list(types)}. {AFTER_DAMAGE}")
+    return Fingerprint(**saved)
+
+
+def _named_tensors(heads: Mapping[str, OptionHead], encoder: Encoder) -> dict[str, Tensor]:
+    tensors = {f"{field}/{name}": tensor for field, head in heads.items() for name, tensor in head.state_dict().items()}
+    return tensors | {f"{ENCODER}{name}": tensor for name, tensor in network_state(encoder).items()}
+
+
+def _any_bit(tensor: Tensor) -> bool:
+    return bool(tensor.detach().cpu().contiguous().view(torch.int32).any())  # -0.0 is kept
+
+
+def _read_tensors(encoded: Any, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an encoded text, each of an expected name and of the shape expected of it."""
+    longest = sum(4 * tensor.numel() + len(json.dumps(name)) for name, tensor in expected.items())
+    longest = 4 * math.ceil((longest + HEADER_BYTES_A_TENSOR * (len(expected) + 1)) / 3)
+    if not isinstance(encoded, str) or len(encoded) > longest:
+        said = f"{len(encoded)} characters" if isinstance(encoded, str) else type(encoded).__name__
+        raise RouteError(
+            f"The saved tensors are damaged: expected at most {longest} characters of base64, found {said}. "
+            f"{AFTER_DAMAGE}"
+        )
     try:
-        tensors = parse_tensors(base64.b64decode(encoded, validate=True))
-    except (binascii.Error, SafetensorError, ValueError, KeyError) as error:
-        raise RouteError(f"The saved tensors are damaged: {error}. Save the program again.") from error
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
-            raise RouteError(f"The saved tensor {name!r} holds values that are not finite, or not float32.")
+        entries = deserialize(base64.b64decode(encoded, validate=True))
+    except (ValueError, SafetensorError) as error:
+        raise RouteError(f"The saved tensors are damaged: {shortened(str(error), 200)}. {AFTER_DAMAGE}") from error
+    tensors = {}
+    for name, entry in entries:
+        own = tuple(expected[name].shape) if name in expected else None
+        if tuple(entry["shape"]) != own or entry["dtype"] != "F32":
+            raise RouteError(
+                f"The saved tensor {shortened(name)!r} is {entry['dtype']} of shape {tuple(entry['shape'])}; "
+                + (f"expected F32 of {own}." if own is not None else f"expected only {sorted(expected)}.")
+            )
+        values = np.frombuffer(entry["data"], dtype="<f4").reshape(own)
+        if not np.isfinite(values).all():
+            raise RouteError(f"The saved tensor {name!r} holds values that are not finite. {AFTER_DAMAGE}")
+        tensors[name] = torch.tensor(values)
     return tensors
 
 
-def _require_same_shapes(owner: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    if shapes != wanted:
-        raise RouteError(f"The saved tensors of {owner} have shapes {shapes}; expected {wanted}.")
+def _require_decidable(field: str, head: OptionHead) -> None:
+    """Refuse a head whose probabilities are not numbers for some unit vector."""
+    with torch.no_grad():
+        weights, biases = head.linear()
+        largest = weights.abs().sum(dim=1) + biases.abs()
+    positive = float(head.temperature) > 0 and float(head.scale) > 0
+    if not positive or not bool(torch.isfinite(largest).all()):
+        raise RouteError(
+            f"The head of field {field!r} cannot decide: its scale {float(head.scale):g} or its temperature "
+            f"{float(head.temperature):g} is not positive, or its logits are not finite."
+        )

@@ -7,8 +7,10 @@ package grew from, with the softmax in the head. It is the one encoder that `Rou
 import copy
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
 from dspy_router.encoders.base import Encoder, Fingerprint
 from dspy_router.errors import RouteError
@@ -68,6 +70,29 @@ class TokenEncoder(Encoder):
             self._network = TokenNetwork(self.size, self.layer, self.vocabulary, self.seed)
         return self._network
 
+    def take_weights(self, weights: "Mapping[str, torch.Tensor]", route: Any) -> None:
+        """Take over the weights that were saved with a route, of the names and shapes of `network`'s.
+
+        Args:
+            weights: The network's saved state.
+            route: The `RouteParameter` they were saved with.
+
+        Raises:
+            RouteError: If another route that uses this encoder was loaded with other weights: its head would be lost.
+        """
+        import torch
+
+        if not all(torch.equal(tensor, weights[name]) for name, tensor in self.network.state_dict().items()):
+            if self._loaded and route.origin not in self._loaded:
+                raise RouteError(
+                    f"{self!r} is shared by routes that were saved with different weights of it, so one of their heads "
+                    "would be lost. Give each of these routes a TokenEncoder of its own, or train and save them as one "
+                    "program."
+                )
+            self._loaded.clear()
+        self.network.load_state_dict(weights)
+        self._loaded[route.origin] = route
+
     def token_ids(self, texts: list[str]) -> "torch.Tensor":
         """Hashed token ids, int64 [n, l], padded with 0; texts without a token get one padding id."""
         import torch
@@ -80,6 +105,11 @@ class TokenEncoder(Encoder):
         for row, tokens in zip(ids, rows, strict=True):
             row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
         return ids
+
+    def _reset_runtime(self) -> None:
+        super()._reset_runtime()
+        # The routes whose saved weights the network was loaded with, by origin: the same in a program's copies.
+        self._loaded: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
     def _encode_batch(self, texts: list[str]) -> "np.ndarray":
         import torch
@@ -98,6 +128,7 @@ class TokenEncoder(Encoder):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        copied._loaded.update(self._loaded)
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
