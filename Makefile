@@ -26,6 +26,7 @@ benchmarks: $(VENV)/installed
 	$(PYTHON) benchmarks/latency.py
 	$(PYTHON) benchmarks/feedback.py
 	$(PYTHON) benchmarks/offline.py
+	$(PYTHON) benchmarks/decision_client.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

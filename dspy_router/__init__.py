@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dspy_router.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from dspy_router.decision_client import DecisionClient
     from dspy_router.decisions import Decision, record_decisions
     from dspy_router.encoders.sentence import SentenceEncoder
     from dspy_router.encoders.token import TokenEncoder
@@ -16,15 +17,18 @@ if TYPE_CHECKING:
     from dspy_router.optimizers.finetune import RouteFinetune
     from dspy_router.replace import replace_predictor
     from dspy_router.route import DifferentiableRoute
+    from dspy_router.split import RoutedPredict
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Decision": "decisions",
+    "DecisionClient": "decision_client",
     "DifferentiableRoute": "route",
     "Feedback": "feedback",
     "RouteError": "errors",
     "RouteFinetune": "optimizers.finetune",
+    "RoutedPredict": "split",
     "SentenceEncoder": "encoders.sentence",
     "TokenEncoder": "encoders.token",
     "record_decisions": "decisions",
@@ -33,10 +37,12 @@ _HOMES = {
 
 __all__ = [
     "Decision",
+    "DecisionClient",
     "DifferentiableRoute",
     "Feedback",
     "RouteError",
     "RouteFinetune",
+    "RoutedPredict",
     "SentenceEncoder",
     "TokenEncoder",
     "record_decisions",

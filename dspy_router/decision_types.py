@@ -1,37 +1,138 @@
-"""DSPy's experimental decision types (`Choice`, `Noul`), as options of a route.
+"""DSPy's experimental decision types (`Choice`, `Noul`, `Score`), as options of a route.
 
 All contact with `dspy.adapters.types.decision` and its evidence record is here, because DSPy marks them
 experimental.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+import dspy
 from dspy.adapters.decision import record_evidence
 from dspy.adapters.types.decision import Choice, Noul, Score, decision_type
 from pydantic.fields import FieldInfo
 
-from dspy_router.options import Option
+from dspy_router.options import Option, words
+
+DecisionKind = Literal["choice", "noul", "score"]  # as DSPy's decision requests name them
 
 
-def declared_options(field: FieldInfo) -> tuple[Option, ...] | None:
-    """The options of a `Literal`, `bool`, `Choice` or `Noul` output field, or None for any other type."""
+def decision_kind(field: FieldInfo) -> DecisionKind:
+    """Which of DSPy's decision types an output field has; whatever is no `bool` and no `Score` is a choice."""
     kind = decision_type(field)
-    if kind is None or issubclass(kind, Score):
+    if kind is None or issubclass(kind, Choice):
+        return "choice"
+    return "noul" if issubclass(kind, Noul) else "score"
+
+
+def declared_options(name: str, field: FieldInfo) -> tuple[Option, ...] | None:
+    """The options of a `Literal`, `bool`, `Choice`, `Noul` or `Score` output field, or None for any other type.
+
+    A boolean without criteria is described by the field's `desc`, or by its name: against "no", a request is compared
+    with "yes: whether it must be answered today". A score's options are its levels, from "0".
+    """
+    kind = decision_type(field)
+    if kind is None:
         return None
-    criteria = kind.criteria() or {}
+    criteria = criteria_by_option(decision_kind(field), kind.criteria())
     if issubclass(kind, Noul):
+        if not any(criteria.values()):
+            desc = field.json_schema_extra["desc"]  # type: ignore[index]
+            criteria = {"True": words(name) if desc in ("", f"${{{name}}}") else str(desc)}
+        return (
+            Option("True", criteria.get("True", ""), value=True, spoken="yes"),
+            Option("False", criteria.get("False", ""), value=False, spoken="no"),
+        )
+    if issubclass(kind, Score):
         return tuple(
-            Option(str(value), _description(criteria.get(str(value).lower())), value=value) for value in (True, False)
+            Option(level, text, value=int(level), spoken="" if text else None) for level, text in criteria.items()
         )
     values = get_args(kind.model_fields["value"].annotation)
-    return tuple(Option(str(value), _description(criteria.get(str(value))), value=value) for value in values)
+    return tuple(Option(str(value), criteria.get(str(value), ""), value=value) for value in values)
+
+
+def criteria_by_option(kind: DecisionKind, criteria: Any) -> dict[str, str]:
+    """Criteria in DSPy's form (label, "true" and "false", or a list of levels) as texts by option name."""
+    if not criteria:
+        return {}
+    if kind == "score":
+        return {str(level): _description(text) for level, text in enumerate(criteria)}
+    if kind == "noul":
+        return {label.capitalize(): _description(text) for label, text in criteria.items()}
+    return {label: _description(text) for label, text in criteria.items()}
+
+
+def selected(
+    kind: DecisionKind, probabilities: Mapping[str, float], parameters: Mapping[str, Any] | None = None
+) -> str:
+    """The option that probabilities select, by DSPy's rule for the decision type.
+
+    Args:
+        kind: Of the field.
+        probabilities: By option name, in declaration order, to which ties go.
+        parameters: A `threshold`, `cuts` or `weights` (by option name) as `dspy.Predict.fields` holds them, for
+            example from `dspy.ReAnchor`; DSPy's defaults without.
+
+    Example:
+        >>> selected("choice", {"a": 0.4, "b": 0.6}), selected("choice", {"a": 0.4, "b": 0.6}, {"weights": {"b": 0.5}})
+        ('b', 'a')
+        >>> selected("score", {"0": 0.4, "1": 0.2, "2": 0.4})
+        '1'
+    """
+    parameters = parameters or {}
+    if kind == "noul":
+        return "True" if probabilities["True"] >= parameters.get("threshold", 0.5) else "False"
+    if kind == "score":
+        cuts = parameters.get("cuts", [level + 0.5 for level in range(len(probabilities) - 1)])
+        mean = mean_level(probabilities)
+        return str(sum(mean >= cut for cut in cuts))
+    likeliest = max(probabilities, key=probabilities.__getitem__)
+    if "weights" not in parameters:
+        return likeliest
+    scores = {name: probability * parameters["weights"].get(name, 1.0) for name, probability in probabilities.items()}
+    return max(scores, key=lambda name: (scores[name], name == likeliest))
+
+
+def predictor_parameters(name: str) -> Mapping[str, Any] | None:
+    """What the calling `Predict` holds in its `fields` for an output: the innermost module, as in `record_evidence`."""
+    caller = (dspy.settings.caller_modules or [None])[-1]
+    return caller.fields.get(name) if isinstance(caller, dspy.Predict) else None
+
+
+def question_labels(question: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options of a decision request's question, by name."""
+    if question["type"] == "noul":
+        return ("True", "False")
+    criteria = question["criteria"]
+    return tuple(criteria) if question["type"] == "choice" else tuple(map(str, range(len(criteria))))
+
+
+def asked_signature(inputs: Iterable[str], questions: Mapping[str, Mapping[str, Any]]) -> type[dspy.Signature]:
+    """A signature with the inputs and the outputs of a decision request."""
+    fields: dict[str, Any] = {name: (Any, dspy.InputField()) for name in inputs}
+    kind: Any
+    for name, question in questions.items():
+        criteria: Any = question.get("criteria")
+        if question["type"] == "choice":
+            kind = Choice[tuple(criteria.items())]
+        elif question["type"] == "score":
+            kind = Score[tuple(criteria)]
+        else:
+            kind = Noul[tuple((label == "true", text) for label, text in criteria.items())] if criteria else bool
+        fields[name] = (kind, dspy.OutputField(desc=_description(question.get("instructions"))))
+    return dspy.Signature(fields, "Decide.")
+
+
+def mean_level(probabilities: Mapping[str, float]) -> float:
+    """A score's value: the mean of its levels under the probabilities."""
+    return sum(int(level) * mass for level, mass in probabilities.items()) / sum(probabilities.values())
 
 
 def declared_value(field: FieldInfo, option: Option, probabilities: Mapping[str, float], confidence: float) -> Any:
-    """The chosen option typed as the field declares: the bare value, or a `Choice` or `Noul` object around it."""
+    """The chosen option typed as the field declares: the bare value, or a decision object around it."""
     kind = field.annotation
     if isinstance(kind, type) and issubclass(kind, Noul):
         probability = probabilities["True"]
@@ -39,18 +140,31 @@ def declared_value(field: FieldInfo, option: Option, probabilities: Mapping[str,
         return kind(value=option.value, probability=probability, confidence=min(1.0, abs(probability - 0.5) / 0.5))
     if isinstance(kind, type) and issubclass(kind, Choice):
         return kind(value=option.value, probabilities=dict(probabilities), confidence=confidence)
+    if isinstance(kind, type) and issubclass(kind, Score):
+        # A level chosen from outside is a value of its own; otherwise the value is continuous.
+        own = selected("score", probabilities) == option.name
+        return kind(
+            value=mean_level(probabilities) if own else float(option.value),
+            probabilities={int(level): mass for level, mass in probabilities.items()},
+            confidence=confidence,
+            level=option.value,
+        )
     return option.value
 
 
 def plain_value(value: Any) -> Any:
-    """The value inside a `Choice` or `Noul`, or the value itself."""
+    """The value inside a `Choice` or `Noul`, the level of a `Score` or of its bare number, or the value itself."""
+    if isinstance(value, Score) and value.level is not None:
+        return value.level
+    if isinstance(value, (float, Score)) and math.isfinite(number := float(value)):
+        return math.floor(number + 0.5)
     return value.value if isinstance(value, (Choice, Noul)) else value
 
 
 def probabilities_of(value: Any) -> dict[str, float] | None:
     """Option probabilities carried by a decision value, by option name, or None if it carries none."""
-    if isinstance(value, Choice) and value.probabilities:
-        return dict(value.probabilities)
+    if isinstance(value, (Choice, Score)) and value.probabilities:
+        return {str(label): probability for label, probability in value.probabilities.items()}
     if isinstance(value, Noul) and value.probability is not None:
         return {"True": value.probability, "False": 1.0 - value.probability}
     return None

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import dspy
 
+from dspy_router.tracing import trace_decision
+
 if TYPE_CHECKING:
     from dspy_router.feedback_log import FeedbackLog, LoggedRun
 
@@ -130,11 +132,11 @@ def _collected() -> Iterator[list[Decision]]:
 
 @contextmanager
 def _logged(path: "str | Path | FeedbackLog", program: dspy.Module | None) -> Iterator["LoggedRun"]:
+    from dspy_router.decision_client import named_routes
     from dspy_router.feedback_log import FeedbackLog, LoggedRun
-    from dspy_router.route import DifferentiableRoute
 
     log = path if isinstance(path, FeedbackLog) else FeedbackLog(path)
-    routes = {} if program is None else dict(program.named_sub_modules(type_=DifferentiableRoute))
+    routes = {} if program is None else named_routes(program)
     run = LoggedRun(log, routes)
     with recording(run):
         yield run
@@ -155,9 +157,27 @@ def choosing(chooser: Chooser) -> Iterator[None]:
 
 
 def announce(route: Any, decision: Decision) -> None:
-    """Hand a decision to every recorder of the current context."""
+    """Hand a decision to the current span and to every recorder of the current context."""
+    trace_decision(route, decision)
     for recorder in dspy.settings.get("_route_recorders", ()):
         recorder.record(route, decision)
+
+
+def decide(route: Any, field: str, probabilities: Mapping[str, float], selected: str, text: str) -> Decision:
+    """Make and announce a decision: the option the current context's chooser takes, or without one `selected`."""
+    index, propensity = overridden(route, field, probabilities) or (None, 1.0)
+    name = selected if index is None else list(probabilities)[index]
+    decision = Decision(
+        field=field,
+        name=name,
+        probabilities=probabilities,
+        confidence=probabilities[name],
+        propensity=propensity,
+        text=text,
+        empty_input=not text.strip(),
+    )
+    announce(route, decision)
+    return decision
 
 
 def overridden(route: Any, field: str, probabilities: Mapping[str, float]) -> tuple[int, float] | None:

@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import dspy
@@ -10,7 +11,13 @@ from dspy.adapters.utils import annotation_allows_none, format_field_value
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dspy_router.decision_types import declared_options, declared_value, plain_value
+from dspy_router.decision_types import (
+    DecisionKind,
+    decision_kind,
+    declared_options,
+    declared_value,
+    plain_value,
+)
 from dspy_router.errors import RouteError
 from dspy_router.options import Option, Tools, parse_tools, require_distinct
 
@@ -22,18 +29,24 @@ class DecisionField:
     name: str
     options: tuple[Option, ...]
     info: FieldInfo
+    kind: DecisionKind = "choice"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DecisionField":
         return self  # immutable
 
     @property
+    def declared_options(self) -> tuple[Option, ...]:
+        """The options as the signature alone describes them; none where they come from tools."""
+        return _enum_options(self.info.annotation) or declared_options(self.name, self.info) or ()
+
+    @cached_property
     def option_names(self) -> tuple[str, ...]:
         """The options' names, in declaration order."""
         return tuple(option.name for option in self.options)
 
-    def typed(self, index: int, probabilities: Mapping[str, float], confidence: float) -> Any:
-        """The option at `index` as the signature declares it (an int for `Literal[1, 2]`, a `Choice`, ...)."""
-        return declared_value(self.info, self.options[index], probabilities, confidence)
+    def typed(self, name: str, probabilities: Mapping[str, float], confidence: float) -> Any:
+        """The option of that name as the signature declares it (an int for `Literal[1, 2]`, a `Choice`, ...)."""
+        return declared_value(self.info, self.options[self.option_names.index(name)], probabilities, confidence)
 
     def index_of(self, value: Any) -> int | None:
         """Where `value` (a label, or a decision object around one) stands among the options; None if nowhere.
@@ -73,6 +86,7 @@ def decision_fields(signature: type[dspy.Signature], tools: Tools | None = None)
     used: set[str] = set()
     fields = []
     for name, info in signature.output_fields.items():
+        field = DecisionField(name, (), info, decision_kind(info))
         if info.annotation is str:
             options = described
             if not options:
@@ -82,12 +96,12 @@ def decision_fields(signature: type[dspy.Signature], tools: Tools | None = None)
                     "for this field."
                 )
         else:
-            declared = _enum_options(info.annotation) or declared_options(info)
-            if declared is None:
+            declared = field.declared_options
+            if not declared:
                 raise RouteError(
                     f"Output field {name!r} has type {_type_name(info.annotation)}, which is not a decision. A route "
-                    "decides Literal[...], bool, Enum, Choice[...], Noul, or a str field whose options come from "
-                    "tools=. Leave other fields to a dspy.Predict with a signature of their own."
+                    "decides Literal[...], bool, Enum, Choice[...], Noul, Score[...], or a str field whose options "
+                    "come from tools=. Leave other fields to a dspy.Predict with a signature of their own."
                 )
             options = tuple(_described(option, by_name) for option in declared)
         used.update(option.name for option in options)
@@ -97,7 +111,7 @@ def decision_fields(signature: type[dspy.Signature], tools: Tools | None = None)
                 "Give at least two."
             )
         require_distinct(options, f"Output field {name!r}")
-        fields.append(DecisionField(name, options, info))
+        fields.append(replace(field, options=options))
     if strays := [name for name in by_name if name not in used]:
         raise RouteError(
             f"Tools {strays} are no option of any output field; the fields list "
@@ -129,7 +143,8 @@ def input_text(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -> st
         value = inputs.get(name, None if info.default is PydanticUndefined else info.default)
         if name not in inputs and info.default is PydanticUndefined and not annotation_allows_none(info.annotation):
             raise RouteError(f"Input {name!r} is missing: call the route with {', '.join(f'{f}=...' for f in fields)}.")
-        text = "" if value is None else str(format_field_value(info, value))
+        # A string stays as it is; DSPy's way to say so costs as much as the rest of a decision.
+        text = value if type(value) is str else "" if value is None else str(format_field_value(info, value))
         if text.strip():
             parts[name] = text
     if len(fields) == 1:

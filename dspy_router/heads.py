@@ -9,7 +9,10 @@ learned and zero at the start. Untrained, the head ranks options by cosine simil
 descriptions. The map is what options learn from one another: it also serves an option added later.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -54,7 +57,7 @@ class OptionHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(count, dimension))
         self.bias = nn.Parameter(torch.zeros(count))
         self.shared_map = nn.Parameter(torch.zeros(dimension, dimension))
-        self._snapshot: tuple[tuple[tuple[int, int], ...], np.ndarray, np.ndarray] | None = None
+        self._folded: FoldedHead | None = None
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Logits [n, k] of input vectors [n, d]; differentiable in the head's parameters."""
@@ -69,16 +72,32 @@ class OptionHead(nn.Module):
     def policy(self, vectors: np.ndarray) -> np.ndarray:
         """Probabilities [n, k], float64, of input vectors [n, d]: what a route decides with.
 
-        The head is folded into one matrix once and again only after a parameter has changed, so that a
-        single decision costs a matrix-vector product.
+        A single decision costs a matrix-vector product. Parameters that are changed through `.data`, which torch
+        does not count as a change, are seen only after another change: use `torch.no_grad()`.
         """
-        state = tuple((tensor.data_ptr(), tensor._version) for tensor in self._tensors())
-        if self._snapshot is None or self._snapshot[0] != state:
+        folded = self.folded()
+        return softmax(vectors @ folded.weights.T + folded.biases)
+
+    @property
+    def digest(self) -> str:
+        """Two heads with one digest have the same policy."""
+        return self.folded().digest
+
+    def folded(self) -> "FoldedHead":
+        """The head as one matrix; folded again only after a parameter has changed."""
+        version = tuple((tensor.data_ptr(), tensor._version) for tensor in self._tensors())
+        folded = self._folded
+        if folded is None or folded.version != version:
             with torch.no_grad():
                 weights, biases = self.linear()
-            self._snapshot = (state, weights.cpu().numpy(), biases.cpu().numpy())
-        _, weights_array, biases_array = self._snapshot
-        return softmax(vectors @ weights_array.T + biases_array)
+            folded = self._folded = FoldedHead(version, weights.cpu().numpy(), biases.cpu().numpy())
+        return folded
+
+    def with_options(self, option_vectors: Tensor) -> "OptionHead":
+        """A head that shares what was learned, with other vectors [k, d] for its options."""
+        other = OptionHead(option_vectors, scale=float(self.scale), temperature=float(self.temperature))
+        other.weight, other.bias, other.shared_map = self.weight, self.bias, self.shared_map
+        return other
 
     def _tensors(self) -> Iterator[Tensor]:
         yield from (self.weight, self.bias, self.shared_map, self.option_vectors, self.scale, self.temperature)
@@ -90,6 +109,20 @@ class OptionHead(nn.Module):
             other.requires_grad_(own.requires_grad)
         memo[id(self)] = copied
         return copied.train(self.training)
+
+
+@dataclass(frozen=True)
+class FoldedHead:
+    """A head as it decides: float32 weights [k, d] and biases [k], and the state of the parameters they come from."""
+
+    version: tuple[tuple[int, int], ...]
+    weights: np.ndarray
+    biases: np.ndarray
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of weights and biases."""
+        return hashlib.sha256(self.weights.tobytes() + self.biases.tobytes()).hexdigest()
 
 
 class RouteHead(nn.Module):

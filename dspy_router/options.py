@@ -20,12 +20,14 @@ class Option:
         description: What the head knows of the option before training; may be empty.
         arguments: Names of the tool's arguments, part of what the encoder reads.
         value: What the output field gets when this option is chosen.
+        spoken: What the encoder reads in place of the name; the name in words by default.
     """
 
     name: str
     description: str = ""
     arguments: tuple[str, ...] = ()
     value: Any = None
+    spoken: str | None = None
 
     @property
     def text(self) -> str:
@@ -35,9 +37,8 @@ class Option:
             >>> Option("AddToPlaylist", "Put a song on a list.", ("playlist",)).text
             'add to playlist: Put a song on a list. Arguments: playlist'
         """
-        text = words(self.name)
-        if self.description:
-            text += f": {self.description}"
+        parts = (words(self.name) if self.spoken is None else self.spoken, self.description)
+        text = ": ".join(part for part in parts if part)
         if self.arguments:
             text += (
                 f"{'' if text.endswith(('.', '!', '?')) else '.'} Arguments: {', '.join(map(words, self.arguments))}"

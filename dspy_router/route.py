@@ -1,12 +1,15 @@
 """`DifferentiableRoute`: a trained decision in the place of an LM planner."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.signatures.signature import ensure_signature
 
-from dspy_router.decisions import Decision, announce, overridden
+from dspy_router.decision_types import selected
+from dspy_router.decisions import Decision, decide
 from dspy_router.encoders.base import Encoder
 from dspy_router.encoders.choose import as_encoder
 from dspy_router.errors import RouteError
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from dspy_router.decision_client import DecisionClient
     from dspy_router.heads import RouteHead
 
 # What `dspy.Predict` takes beside its inputs: meaningless to a route, accepted so that call sites need no change.
@@ -31,7 +35,7 @@ class DifferentiableRoute(dspy.Module):
 
     Args:
         signature: Inputs and outputs. Each output is `Literal[...]`, `bool`, an `Enum`, `Choice[...]`, `Noul`,
-            or a `str` whose options come from `tools`.
+            `Score[...]`, or a `str` whose options come from `tools`.
         tools: `dspy.Tool`s, callables, names, `(name, description)` pairs or a name-to-description dict.
         encoder: The name of a sentence-transformers model, an encoder, or a callable from a list of strings
             to an array; all-MiniLM-L6-v2 by default.
@@ -80,6 +84,41 @@ class DifferentiableRoute(dspy.Module):
         """The trainable `torch.nn.Module`."""
         return self.learned.head
 
+    def field(self, name: str) -> DecisionField:
+        """The decision of that name.
+
+        Raises:
+            RouteError: If the route makes no such decision.
+        """
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise RouteError(f"field={name!r}: this route decides {[field.name for field in self.fields]}; name one.")
+
+    def as_lm(self, *, cache: bool = True, callbacks: list[Any] | None = None) -> "DecisionClient":
+        """This route as the `lm` of a plain `dspy.Predict` with the same outputs: one head, two faces.
+
+        Args:
+            cache: Whether answers are kept in DSPy's cache.
+            callbacks: DSPy callbacks of the client.
+
+        Example:
+            >>> import dspy, numpy as np
+            >>> from typing import Literal
+            >>> from dspy_router import DifferentiableRoute
+            >>> class Pick(dspy.Signature):
+            ...     text: str = dspy.InputField()
+            ...     fruit: Literal["fig", "date"] = dspy.OutputField(desc="the fruit asked for")
+            >>> letters = lambda texts: np.array([[text.count(c) for c in "abcdefghij"] for text in texts])
+            >>> predictor = dspy.Predict(Pick)
+            >>> predictor.lm = DifferentiableRoute(Pick, encoder=letters).as_lm()
+            >>> predictor(text="a fig, if I may").fruit
+            'fig'
+        """
+        from dspy_router.decision_client import DecisionClient
+
+        return DecisionClient(self, cache=cache, callbacks=callbacks)
+
     def __call__(self, *args: Any, **inputs: Any) -> dspy.Prediction:
         """Decide for one input; see the class.
 
@@ -102,7 +141,9 @@ class DifferentiableRoute(dspy.Module):
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """`forward` for async code."""
         text = self.text(inputs)
-        return self._decide(text, await self.encoder.aencode_one(text))
+        vector = await self.encoder.aencode_one(text)
+        await self.learned.build()
+        return self._decide(text, vector)
 
     def batch(self, examples: Sequence[Any], *args: Any, **settings: Any) -> Any:
         """Decide for many inputs in one encoder pass.
@@ -133,10 +174,11 @@ class DifferentiableRoute(dspy.Module):
             RouteError: If `field` is unknown, or missing where there are several.
         """
         names = [decided.name for decided in self.fields]
-        if (field is None and len(names) > 1) or (field is not None and field not in names):
+        if field is None and len(names) > 1:
             raise RouteError(f"field={field!r}: this route decides {names}; name one of them.")
+        name = self.field(field or names[0]).name
         texts = [entry if isinstance(entry, str) else self.text(_inputs(entry)) for entry in inputs]
-        logits: torch.Tensor = self.head[field or names[0]](self.vectors(texts))
+        logits: torch.Tensor = self.head[name](self.vectors(texts))
         return logits
 
     def vectors(self, texts: Sequence[str]) -> "torch.Tensor":
@@ -148,6 +190,20 @@ class DifferentiableRoute(dspy.Module):
             trained: torch.Tensor = network(ids)
             return trained
         return torch.from_numpy(self.encoder.encode(texts))
+
+    def load(self, path: str | Path, *args: Any, **settings: Any) -> None:
+        """Load a saved route, as every DSPy module does; the arguments are the same.
+
+        Raises:
+            RouteError: If the file is damaged or holds something else; the route is then unchanged. Around a route,
+                a program's own part of the file is read by DSPy, with errors of its own.
+        """
+        try:
+            super().load(path, *args, **settings)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise RouteError(
+                f"{str(path)!r} is not the file of a saved route ({error!r}). Save the route again."
+            ) from error
 
     def text(self, inputs: Mapping[str, Any]) -> str:
         """The text the encoder reads for a call's inputs; the template is `dspy_router.fields.input_text`."""
@@ -168,20 +224,9 @@ class DifferentiableRoute(dspy.Module):
         for field in self.fields:
             policy = self.head[field.name].policy(vector)
             probabilities = dict(zip(field.option_names, policy.tolist(), strict=True))
-            index, propensity = overridden(self, field.name, probabilities) or (int(policy.argmax()), 1.0)
-            name = field.option_names[index]
-            decision = Decision(
-                field=field.name,
-                name=name,
-                probabilities=probabilities,
-                confidence=probabilities[name],
-                propensity=propensity,
-                text=text,
-                empty_input=not text.strip(),
-            )
-            announce(self, decision)
+            decision = decide(self, field.name, probabilities, selected(field.kind, probabilities), text)
             decisions[field.name] = decision
-            outputs[field.name] = field.typed(index, probabilities, decision.confidence)
+            outputs[field.name] = field.typed(decision.name, probabilities, decision.confidence)
         evidence: dict[str, Any] = {"decisions": decisions}
         if len(decisions) == 1:
             evidence |= {

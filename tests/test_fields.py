@@ -52,14 +52,14 @@ def test_every_decision_type_lists_its_options() -> None:
 
 def test_values_are_typed_as_declared() -> None:
     fields = {field.name: field for field in decision_fields(Everything, ["search", "mail"])}
-    assert fields["number"].typed(1, {}, 0.5) == 2
-    assert fields["maybe"].typed(1, {}, 0.5) is None
-    assert fields["urgent"].typed(1, {}, 0.5) is False
-    assert fields["mood"].typed(0, {}, 0.5) is Mood.GOOD
-    assert fields["native"].typed(0, {}, 0.5) == "in"
-    team = fields["team"].typed(0, {"billing": 0.75, "technical": 0.25}, 0.75)
+    assert fields["number"].typed("2", {}, 0.5) == 2
+    assert fields["maybe"].typed("None", {}, 0.5) is None
+    assert fields["urgent"].typed("False", {}, 0.5) is False
+    assert fields["mood"].typed("good", {}, 0.5) is Mood.GOOD
+    assert fields["native"].typed("in", {}, 0.5) == "in"
+    team = fields["team"].typed("billing", {"billing": 0.75, "technical": 0.25}, 0.75)
     assert (type(team).__mro__[1], team.value, team.confidence) == (Choice, "billing", 0.75)
-    blocked = fields["blocked"].typed(0, {"True": 0.75, "False": 0.25}, 0.75)
+    blocked = fields["blocked"].typed("True", {"True": 0.75, "False": 0.25}, 0.75)
     assert (blocked.value, blocked.probability, blocked.confidence) == (True, 0.75, 0.5)
 
 
@@ -93,13 +93,37 @@ def test_signatures_that_decide_nothing_are_named(signature: str, tools: list[st
         decision_fields(dspy.Signature(signature), tools)
 
 
-def test_a_score_is_not_a_decision_of_a_route() -> None:
-    class Graded(dspy.Signature):
-        text: str = dspy.InputField()
-        grade: Grade = dspy.OutputField()
+class Graded(dspy.Signature):
+    text: str = dspy.InputField()
+    grade: Grade = dspy.OutputField()
 
-    with pytest.raises(RouteError, match="'grade' has type Score"):
-        decision_fields(Graded)
+
+def test_a_score_is_decided_among_its_levels() -> None:
+    [grade] = decision_fields(Graded)
+    assert [(option.name, option.text, option.value) for option in grade.options] == [
+        ("0", "poor", 0),
+        ("1", "good", 1),
+    ]
+    score = grade.typed("1", {"0": 0.25, "1": 0.75}, 0.75)
+    assert (score.value, score.level, score.probabilities) == (0.75, 1, {0: 0.25, 1: 0.75})
+    forced = grade.typed("0", {"0": 0.25, "1": 0.75}, 0.25)
+    assert (forced.value, forced.level) == (0.0, 0)
+    assert [grade.index_of(label) for label in (1, 0.4, score, Grade(value=0.6, confidence=1), 2)] == [1, 0, 1, 1, None]
+
+
+def test_a_boolean_without_criteria_is_described_by_its_desc_or_its_name() -> None:
+    class Flags(dspy.Signature):
+        text: str = dspy.InputField()
+        is_urgent: bool = dspy.OutputField()
+        angry: bool = dspy.OutputField(desc="whether the customer is angry")
+        blocked: Blocked = dspy.OutputField(desc="unused, there are criteria")
+
+    texts = {field.name: [option.text for option in field.options] for field in decision_fields(Flags)}
+    assert texts == {
+        "is_urgent": ["yes: is urgent", "no"],
+        "angry": ["yes: whether the customer is angry", "no"],
+        "blocked": ["yes: cannot work", "no: can work"],
+    }
 
 
 def test_tools_describe_the_options_of_a_literal() -> None:

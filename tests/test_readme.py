@@ -13,6 +13,15 @@ QUESTIONS = {
     "calendar": ["am I free on Monday?", "when is my next meeting?", "put lunch on Friday", "what is on tomorrow?"],
 }
 
+MESSAGES = [
+    ("My card was charged twice", "billing", True),
+    ("Please send the invoice again", "billing", False),
+    ("The app crashes when I log in", "technical", True),
+    ("The export button is grey", "technical", False),
+    ("What does the large plan cost?", "sales", False),
+    ("We need a quote for fifty seats today", "sales", True),
+]
+
 
 def search(query: str) -> str:
     """Look up facts on the web."""
@@ -43,12 +52,18 @@ def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "answer_is_right": lambda example, prediction, trace=None: example.answer == prediction.answer,
         "trainset": examples,
         "valset": examples[::2],
+        "labelled": [
+            dspy.Example(message=message, team=team, urgent=urgent).with_inputs("message")
+            for message, team, urgent in MESSAGES
+        ],
     }
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         exec(block, names)
     routed = names["routed"]
     assert routed(question="what is 17 times 23?").answer == "calculator what is 17 times 23?"
     assert names["prediction"].tool == "calendar"
     assert (tmp_path / "assistant.json").exists()
+    answer = names["triage"](message="I was charged twice for my invoice")
+    assert (answer.team, isinstance(answer.urgent, bool)) == ("billing", True)

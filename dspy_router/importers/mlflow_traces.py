@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from tqdm.auto import tqdm
 
 from dspy_router.costs import call_cost
+from dspy_router.decision_client import named_routes
 from dspy_router.decision_types import probabilities_of
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback, FeedbackTable, feedback_table, text_key
@@ -67,7 +68,7 @@ def read_mlflow_traces(
             table = read_mlflow_traces(routed, experiment="assistant", reward="user_is_happy")
             print(table)  # rows, and what was passed over
     """
-    routes = dict(program.named_sub_modules(type_=DifferentiableRoute))
+    routes = named_routes(program)
     if not routes:
         raise RouteError(
             f"The program {type(program).__name__} has no DifferentiableRoute, so there is no telling which decisions "

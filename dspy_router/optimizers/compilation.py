@@ -21,10 +21,11 @@ from dspy_router.optimizers.frontier import FrontierPoint, frontier
 from dspy_router.optimizers.learner import FieldRows, agreement, field_rows, fit_routes
 from dspy_router.optimizers.logs import logged_feedback, with_example_keys
 from dspy_router.optimizers.outcomes import TRIED, CostUnit, RewardReading
+from dspy_router.optimizers.progress import Progress
 from dspy_router.optimizers.report import FinetuneReport
 from dspy_router.optimizers.rollout_log import RolloutLog
-from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner, check_examples, keyed
-from dspy_router.optimizers.runs import find_routes
+from dspy_router.optimizers.rollouts import Job, KeyedExample, RolloutRunner, check_examples, keyed
+from dspy_router.optimizers.runs import bind_clients, find_routes
 from dspy_router.optimizers.settings import FinetuneSettings, metric_calls
 from dspy_router.optimizers.sources import (
     has_labels,
@@ -34,6 +35,7 @@ from dspy_router.optimizers.sources import (
     teacher_feedback,
 )
 from dspy_router.parameter import RouteParameter
+from dspy_router.tracing import metrics_logs
 
 Examples = list[KeyedExample]
 SHARED_FITS = 4  # after so many the targets of a shared reward have settled
@@ -66,6 +68,7 @@ class Compilation:
             check_examples(valset, "valset")
         self.trainset, self.valset = keyed(trainset), keyed(valset or [])
         self.program = student.deepcopy()
+        bind_clients(self.program)
         self.routes = find_routes(self.program)
         self.feedback: list[Feedback] = []
         self.set_aside: Counter[str] = Counter()
@@ -75,6 +78,7 @@ class Compilation:
             settings.best_reward, settings.cost_weight, settings.cost_unit, settings.metric_noise or 0.0
         )
         self.report: FinetuneReport | None = None
+        self.progress = Progress(metrics_logs())
         self.runner = RolloutRunner(
             self.program,
             self.routes,
@@ -93,10 +97,12 @@ class Compilation:
         self.warm()
         student = {name: copy.deepcopy(route.learned) for name, route in self.routes.items()}
         validation_before = self.validate("validation of the student")
+        self.progress.figure("validation_before", validation_before)
         self.gather()
         rows = self.fit()
         train_after = agreement(rows)
         validation_after = self.validate("validation of the trained program")
+        self.progress.figure("validation_candidate", validation_after)
         trained = {name: route.learned for name, route in self.routes.items()}
         self.use(student)
         train_before = agreement(self.rows())
@@ -128,6 +134,7 @@ class Compilation:
         if self.settings.log_dir is not None:
             report = json.dumps(self.report.to_dict(), indent=2)
             (self.settings.log_dir / "report.json").write_text(report + "\n", encoding="utf-8")
+        self.progress.finish(self.report)
         return self.program
 
     def gather(self) -> None:
@@ -166,24 +173,16 @@ class Compilation:
 
     def explore(self, examples: Examples) -> None:
         """Spend the budget on examples that nothing has settled yet."""
-        known, total, finished, cost = len(self.feedback), 0.0, 0, 0.0
+        known = len(self.feedback)
         budget = self.budget(len(examples))
 
         def fit(explored: list[Feedback], reading: RewardReading) -> None:
             self.feedback[known:], self.reading = explored, reading
             fit_routes(self.rows(), settings=EXPLORING, seed=self.settings.seed)
 
-        def on_done(rollout: Rollout) -> None:
-            nonlocal total, finished, cost
-            total, finished = total + (rollout.reward or 0.0), finished + 1
-            cost += rollout.cost or 0.0
-            spent = {"cost": f"${cost:.4f}"} if cost else {"tokens": rollout.tokens} if rollout.tokens else {}
-            bar.set_postfix(score=f"{total / finished:.3f}", **spent, refresh=False)
-            bar.update()
-
         if known:
             fit([], self.reading)
-        with tqdm(total=budget, desc="rollouts", unit="run") as bar:
+        with self.progress.phase("rollouts", budget, scored=True) as on_done:
             explored = explore(
                 self.runner,
                 self.routes,
@@ -224,9 +223,9 @@ class Compilation:
         if self.settings.metric is None:
             rows = field_rows(self.routes, self.labels(self.valset))
             return agreement(rows) if rows else None
-        with tqdm(total=len(self.valset), desc=phase, unit="run", delay=2) as bar:
+        with self.progress.phase(phase, len(self.valset), delay=2) as on_done:
             jobs = [Job(index) for index in range(len(self.valset))]
-            rollouts = self.runner.run(jobs, self.valset, phase=phase, on_done=lambda _: bar.update())
+            rollouts = self.runner.run(jobs, self.valset, phase=phase, on_done=on_done)
         scores = [
             self.settings.failure_score if rollout.reward is None else self.reading.net(rollout) for rollout in rollouts
         ]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
@@ -45,6 +45,8 @@ class RouteFinetune(Teleprompter):
         seed: With the same seed and data, the same result.
         log_dir: Finished rollouts are kept in `rollouts.jsonl` there, and taken from it by a later compile with
             the same examples; the report goes to `report.json`.
+
+    Where MLflow or OpenTelemetry is in use, they are told of the progress; see `dspy_router.tracing`.
 
     After `compile`, `report` is a `FinetuneReport` and `feedback` the rows learned from; after a compile that
     stopped with an error, `feedback` holds what was gathered by then.
@@ -111,12 +113,16 @@ class RouteFinetune(Teleprompter):
         self.report: FinetuneReport | None = None
         self.feedback: list[Feedback] = []
 
+    def get_params(self) -> dict[str, Any]:
+        """The settings, in a dict of its own: MLflow adds to it what `compile` was given."""
+        return dict(vars(self.settings))
+
     def compile(
         self,
         student: dspy.Module,
         *,
         trainset: Sequence[dspy.Example] | None = None,
-        teacher: dspy.Module | None = None,
+        teacher: dspy.Module | Sequence[dspy.Module] | None = None,
         valset: Sequence[dspy.Example] | None = None,
         feedback: Sequence[Feedback] | str | Path | None = None,
     ) -> dspy.Module:
@@ -126,22 +132,31 @@ class RouteFinetune(Teleprompter):
             student: A route, or any module with routes in it.
             trainset: Examples with inputs set. Those that have a route's output field are gold labels. May be left
                 out where there is feedback.
-            teacher: A program whose decisions are learned, such as the one with the LM planner.
+            teacher: A program whose decisions are learned, such as the one with the LM planner; or a list of one, as
+                `dspy.BetterTogether` hands it over.
             valset: Examples on which the result must be no worse than the student. Without a valset the
                 training rows stand in, which is a weaker check; the report says so.
             feedback: Rows logged earlier, or the path of a log (see `record_decisions`). Rows that do not fit the
                 program's routes are counted in the report by reason.
 
         Raises:
-            RouteError: If there is nothing to learn from, a label is no option or another compile is using
-                `log_dir`, or when `max_errors` rollouts have raised.
+            RouteError: If there is nothing to learn from, a label is no option, there are several teachers or
+                another compile is using `log_dir`, or when `max_errors` rollouts have raised.
         """
         from dspy_router.optimizers.compilation import Compilation  # brings torch
 
         log_dir = self.settings.log_dir
         with sole_use(log_dir) if log_dir else nullcontext():
-            compilation = Compilation(self.settings, student, trainset or [], teacher, valset, feedback)
+            compilation = Compilation(self.settings, student, trainset or [], _sole_teacher(teacher), valset, feedback)
             self.report, self.feedback = None, compilation.feedback
             program = compilation.run()
         self.report = compilation.report
         return program
+
+
+def _sole_teacher(teacher: dspy.Module | Sequence[dspy.Module] | None) -> dspy.Module | None:
+    if not isinstance(teacher, Sequence):
+        return teacher
+    if len(teacher) > 1:
+        raise RouteError(f"{len(teacher)} teachers were given; give the one whose decisions are to be learned.")
+    return teacher[0] if teacher else None

@@ -1,10 +1,12 @@
 """Feedback rows as runs: which rows one reward speaks of, and the decisions they went through."""
 
+import copy
 from collections.abc import Iterable, Mapping
 
 import dspy
 import numpy as np
 
+from dspy_router.decision_client import DecisionClient, named_routes
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
@@ -17,18 +19,35 @@ FieldKey = tuple[str, str]  # a route's name in the program, and the field it de
 
 
 def find_routes(program: dspy.Module) -> dict[str, DifferentiableRoute]:
-    """Every route in a program by the name `named_sub_modules` gives it; a bare route is `self`.
+    """`named_routes`, of which there must be some.
 
     Raises:
         RouteError: If there is none.
     """
-    routes = dict(program.named_sub_modules(type_=DifferentiableRoute))
+    routes = named_routes(program)
     if not routes:
         raise RouteError(
             f"The program {type(program).__name__} holds no DifferentiableRoute. Put one in, for example with "
-            "replace_predictor(program, path)."
+            "replace_predictor(program, path), or give a predictor a DecisionClient as its lm."
         )
     return routes
+
+
+def bind_clients(program: dspy.Module) -> None:
+    """Give every predictor that a `DecisionClient` answers a client with a route of its own, for it to be trained.
+
+    Clients are looked for where DSPy does: at the predictor, then in the settings. One that has a route already is
+    shared by its predictors, and copied where it comes from the settings: those are not the program's.
+    """
+    copies: dict[int, DecisionClient] = {}
+    for _, predictor in program.named_sub_modules(type_=dspy.Predict):
+        client = predictor.lm or dspy.settings.lm
+        if not isinstance(client, DecisionClient):
+            continue
+        if client.route is None:
+            predictor.lm = client.with_route(predictor)
+        elif predictor.lm is None:
+            predictor.lm = copies.setdefault(id(client), copy.deepcopy(client))
 
 
 def decided_fields(routes: Routes) -> dict[FieldKey, DecisionField]:
