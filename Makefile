@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint types tests benchmarks clean
+.PHONY: demo test lint types tests newest_dspy benchmarks clean
 
 demo: $(VENV)/installed
 	$(PYTHON) -m dspy_router.demo $(ARGS)
@@ -20,6 +20,9 @@ types: $(VENV)/installed
 
 tests: $(VENV)/installed
 	$(PYTHON) -m pytest -q --durations=10
+
+newest_dspy: $(VENV)/installed
+	.ci/newest_dspy
 
 benchmarks: $(VENV)/installed
 	$(PYTHON) benchmarks/quality.py
