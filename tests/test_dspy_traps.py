@@ -9,7 +9,8 @@ import pytest
 import torch
 from dspy.propose.utils import get_dspy_source_code
 
-from dspy_router import RouteError, RouteFinetune, record_decisions
+from dspy_router import DecisionClient, RouteError, RouteFinetune, record_decisions
+from tests.conftest import bag_of_words
 from tests.programs import PlannedShop, Shop, fruit_requests, fruit_route, right_fruit
 
 
@@ -68,6 +69,14 @@ def test_reset_copy_keeps_a_trained_head() -> None:
     shop = Shop(trained())
     request = "cider now"
     assert shop.reset_copy().clerk(request=request).probabilities == shop.clerk(request=request).probabilities
+
+
+def test_reset_copy_drops_the_lm_of_every_predictor_a_decision_client_included() -> None:
+    # DSPy does so with any LM; the README says to set it again. It is the route itself that keeps its head.
+    shop = PlannedShop()
+    shop.clerk.lm = DecisionClient(encoder=bag_of_words)
+    assert shop.reset_copy().clerk.lm is None
+    assert shop.clerk.lm is not None
 
 
 def test_deepcopy_is_cheap_and_shares_the_encoder() -> None:
