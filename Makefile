@@ -30,6 +30,7 @@ benchmarks: $(VENV)/installed
 	$(PYTHON) benchmarks/feedback.py
 	$(PYTHON) benchmarks/offline.py
 	$(PYTHON) benchmarks/decision_client.py
+	$(PYTHON) benchmarks/concurrency.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

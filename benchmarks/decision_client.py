@@ -4,7 +4,7 @@
 
 Choices and booleans on SNIPS's test rows. For the booleans there is one question a tool, `QUESTIONS`, written once;
 balanced accuracy is the mean of the two classes' recalls, 50 % being chance, since six of seven answers are "no".
-Area under the ROC curve says what `dspy.ReAnchor` can make of the probabilities by moving the threshold.
+Area under the ROC curve says what `dspy.experimental.ReAnchor` can make of the probabilities by moving the threshold.
 """
 
 import time

@@ -14,16 +14,28 @@ SMALL_WORK = 500_000_000
 
 @contextmanager
 def threads_for(multiplications: int) -> Iterator[None]:
-    """One intra-op thread inside the block if the work is small, else as many as the user has set.
-
-    Both limits, OpenMP's and MKL's, belong to the calling thread, so they change nothing elsewhere.
-    """
+    """One intra-op thread inside the block if the work is small, else as many as the user has set."""
     if multiplications >= SMALL_WORK:
         yield
         return
+    with at_most_threads(1):
+        yield
+
+
+@contextmanager
+def at_most_threads(count: int) -> Iterator[None]:
+    """At most so many intra-op threads inside the block.
+
+    Both limits, OpenMP's and MKL's, belong to the calling thread, so they change nothing elsewhere.
+    """
+    import torch
+
+    # In a thread that is new to torch, this sets up the thread's own count, which would else come later and undo the
+    # limit.
+    count = min(count, torch.get_num_threads())
     limit_mkl = _mkl_limit()
-    with _openmp().limit(limits=1):
-        before = limit_mkl(1)
+    with _openmp().limit(limits=count):
+        before = limit_mkl(count)
         try:
             yield
         finally:
@@ -32,10 +44,8 @@ def threads_for(multiplications: int) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _openmp() -> Any:
-    import torch
     from threadpoolctl import ThreadpoolController
 
-    torch.get_num_threads()  # has torch set up this thread's count before it is limited
     return ThreadpoolController().select(user_api="openmp")
 
 

@@ -28,6 +28,29 @@ CLAIMS = {
         " for name, (_, found) in judged.items())",
         "unjudged.verdict == 'no verdict'",
     ],
+    "03_alongside_teleprompters": [
+        "results['RouteFinetune'].right > results['as it was'].right + 0.05",
+        "results['GEPA'].right == results['as it was'].right",
+        "BREVITY in prompted.writer.signature.instructions and NAMING in prompted.writer.signature.instructions",
+        "min(results['r -> p'].score, results['p -> r -> p'].score)"
+        " > max(results['RouteFinetune'].score, results['GEPA'].score) + 0.05",
+        "abs(results['p -> r -> p'].score - results['p -> r -> p'].right) < 0.001",
+        "abs(results['r -> p'].score - results['p -> r -> p'].score) < 0.05",
+        "[result.calls for result in results.values()] == [2, 1, 1, 2, 1, 1]",
+        "2 * results['RouteFinetune'].tokens < results['as it was'].tokens",
+        "results['RouteFinetune'].metric_calls == 300 and results['GEPA'].metric_calls == 120",
+        "results['GEPA'].lm_calls > 2 * results['GEPA'].metric_calls",
+        "earned_back < 400",
+        "all(same_head.values()) and all(same_instruction.values())",
+        "not any(all(torch.equal(tensor, head(trained)[name]) for name, tensor in head(before).items())"
+        " for before, trained in (('', 'r'), ('p', 'p -> r')))",
+        "route_metric_calls['p -> r -> p'] < route_metric_calls['r -> p'] == 300",
+        "after['p -> r -> p']['score'] == after['p -> r']['score']",
+        "instruction('p -> r -> p') == instruction('p -> r')",
+        "sum(agree) == len(testset) == 100",
+        "careful_scores['untrained'][1] > careful_scores['untrained'][0] + 0.02",
+        "careful_scores['trained'][1] == careful_scores['trained'][0] and not kept_weights['trained']",
+    ],
 }
 
 

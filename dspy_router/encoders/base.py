@@ -3,14 +3,16 @@
 import abc
 import asyncio
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from cachetools import LRUCache
 
+from dspy_router.encoders.gathering import Gathering
 from dspy_router.errors import RouteError
 
 if TYPE_CHECKING:
@@ -70,15 +72,27 @@ class Encoder(abc.ABC):
 
     def _reset_runtime(self) -> None:
         self._cache: LRUCache[str, np.ndarray] = LRUCache(self.cache_size)
-        self._cache_lock = threading.Lock()
-        self._encode_lock = threading.Lock()
-        self._waiting: list[tuple[str, Future[np.ndarray]]] = []
+        self._reset_threads()
         self._known_fingerprint: Fingerprint | None = None
         self._known_dimension: int | None = None
+        _encoders.add(self)
+
+    def _reset_threads(self) -> None:
+        """Locks and queue as new: after a fork, nobody is left to release the one or to serve the other."""
+        self._cache_lock = threading.Lock()
+        self._gathering = Gathering(self._encode_and_keep, self._choose, self._workers)
 
     @abc.abstractmethod
     def _encode_batch(self, texts: list[str]) -> "np.ndarray":
-        """Vectors [n, d] of at least one text, of any length. Never called by two threads at once."""
+        """Vectors [n, d] of at least one text, of any length. Called by at most `_workers()` threads at once."""
+
+    def _choose(self, texts: list[str]) -> Sequence[int]:
+        """Indices of the waiting texts that the next batch holds, 0 among them: the first has waited longest."""
+        return range(min(len(texts), GATHER_LIMIT))
+
+    def _workers(self) -> int:
+        """How many threads may be in `_encode_batch` at once."""
+        return 1
 
     @abc.abstractmethod
     def _fingerprint(self) -> Fingerprint:
@@ -124,66 +138,33 @@ class Encoder(abc.ABC):
         missing.sort(key=len)
         batches = [missing[start : start + GATHER_LIMIT] for start in range(0, len(missing), GATHER_LIMIT)]
         for batch in progress(batches) if progress is not None else batches:
-            with self._encode_lock:
-                found.update(zip(batch, self._encode_and_keep(batch), strict=True))
+            found.update(zip(batch, self._gathering.encode(batch), strict=True))
         zero = np.zeros(self.dimension, dtype=np.float32)
         return np.stack([found.get(text, zero) for text in texts]) if len(texts) else np.zeros((0, len(zero)), "f4")
 
     def encode_one(self, text: str) -> "np.ndarray":
         """Unit vector, float32 [d], of one text.
 
-        Calls from several threads that wait for each other share one batch; a lone caller waits for nobody.
+        Concurrent calls share batches, whether threads or tasks make them. There is no timer: a call that finds the
+        model free is encoded at once, another when a batch in progress has ended, with others who wait. Of those the
+        one that has waited longest always goes next.
         """
-        vector = self._at_hand(text)
-        if vector is not None:
-            return vector
-        future = self._enqueue(text)
-        self._serve(future)
-        return future.result()
-
-    async def aencode_one(self, text: str) -> "np.ndarray":
-        """`encode_one` that leaves the event loop free while the model runs."""
-        vector = self._at_hand(text)
-        if vector is not None:
-            return vector
-        future = self._enqueue(text)
-        asyncio.get_running_loop().run_in_executor(None, self._serve, future)
-        return await asyncio.wrap_future(future)
-
-    def _at_hand(self, text: str) -> "np.ndarray | None":
         if not text.strip():
             return self.encode([text])[0]
         with self._cache_lock:
-            return self._cache.get(text)
+            vector = self._cache.get(text)
+        return self._gathering.encode([text])[0] if vector is None else vector
 
-    def _enqueue(self, text: str) -> "Future[np.ndarray]":
-        future: Future[np.ndarray] = Future()
-        self._waiting.append((text, future))
-        return future
-
-    def _serve(self, future: "Future[np.ndarray]") -> None:
-        """Encode everyone who waits, this caller included, unless somebody has done so meanwhile."""
-        with self._encode_lock:
-            while not future.done():
-                batch = self._waiting[:GATHER_LIMIT]
-                del self._waiting[: len(batch)]
-                # A caller that has gone away (a cancelled task) is passed over.
-                batch = [(text, waiting) for text, waiting in batch if waiting.set_running_or_notify_cancel()]
-                if not batch:
-                    continue
-                try:
-                    vectors = self._encode_and_keep([text for text, _ in batch])
-                except BaseException as error:
-                    for _, waiting in batch:
-                        waiting.set_exception(error)
-                    if not isinstance(error, Exception):
-                        raise
-                else:
-                    for (_, waiting), vector in zip(batch, vectors, strict=True):
-                        waiting.set_result(vector)
+    async def aencode_one(self, text: str) -> "np.ndarray":
+        """`encode_one` that leaves the event loop free while the model loads and runs."""
+        if not text.strip():
+            return await asyncio.to_thread(self.encode_one, text)
+        with self._cache_lock:
+            vector = self._cache.get(text)
+        return await asyncio.wrap_future(self._gathering.submit(text)) if vector is None else vector
 
     def _encode_and_keep(self, texts: list[str]) -> "np.ndarray":
-        """Unit vectors of texts, put into the cache. The caller holds the encode lock."""
+        """Unit vectors of texts, put into the cache."""
         import numpy as np
 
         vectors = np.array(self._encode_batch(texts), dtype=np.float32)
@@ -214,3 +195,15 @@ class Encoder(abc.ABC):
 def shortened(text: str, limit: int = 60) -> str:
     """A text as an error message quotes it."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+_encoders: "weakref.WeakSet[Encoder]" = weakref.WeakSet()
+
+
+def _reset_after_fork() -> None:
+    for encoder in _encoders:
+        encoder._reset_threads()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -43,9 +43,11 @@ class FunctionEncoder(Encoder):
         vector = self.encode_one(PROBE)
         # Adding 0.0 turns a rounded -0.0 into 0.0, which has other bytes.
         digest = hashlib.sha256((vector.round(2) + 0.0).tobytes()).hexdigest()
-        return Fingerprint(self._name(), "", digest, len(vector))
+        return Fingerprint(self.name, "", digest, len(vector))
 
-    def _name(self) -> str:
+    @property
+    def name(self) -> str:
+        """The callable's, or that of the model it says it uses."""
         model = getattr(self.function, "model", None)
         if isinstance(model, str):
             return model
@@ -59,4 +61,4 @@ class FunctionEncoder(Encoder):
         self._reset_runtime()
 
     def __repr__(self) -> str:
-        return f"FunctionEncoder({self._name()})"
+        return f"FunctionEncoder({self.name})"

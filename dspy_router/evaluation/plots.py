@@ -31,7 +31,7 @@ def save_frontier(points: "Sequence[FrontierPoint]", path: str | Path, *, cost_u
 def frontier_svg(points: "Sequence[FrontierPoint]", *, cost_unit: str = "dollars") -> str:
     """The same picture as SVG, to stand in a page of HTML."""
     picture = io.StringIO()
-    _frontier_figure(points, cost_unit).savefig(picture, format="svg")
+    _frontier_figure(points, cost_unit).savefig(picture, format="svg", metadata={"Date": None})
     return picture.getvalue()[picture.getvalue().index("<svg") :]
 
 

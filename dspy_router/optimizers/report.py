@@ -20,7 +20,8 @@ class FinetuneReport:
         set_aside: What could not be learned from, by reason.
         noted: Logged rows that not every objective could use, by reason.
         train_before: Share of the training decisions about which something is known that the student got right; where
-            rewards are graded, what its choices are worth, from the least reward seen (0) to the greatest (1).
+            rewards are graded, what its choices are worth, from the least reward seen (0) to the greatest (1). What
+            was not tried is estimated without bias, and estimates can lie outside.
         train_after: The same for the program returned.
         validation_before: Mean metric (or, without a metric, share of labels matched) of the student on the
             validation set; None without one.

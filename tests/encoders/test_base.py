@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dspy_router import RouteError
+from dspy_router.encoders.base import GATHER_LIMIT
 from dspy_router.encoders.choose import as_encoder, default_encoder
 from dspy_router.encoders.function import FunctionEncoder
 from tests.conftest import bag_of_words
@@ -92,6 +93,74 @@ def test_an_error_reaches_every_caller_and_the_encoder_goes_on() -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         encoder.encode_one("bad")
     assert encoder.encode_one("good").any()
+
+
+def test_an_error_reaches_all_who_share_the_batch_and_nobody_else() -> None:
+    batches: list[list[str]] = []
+
+    def failing_once(texts: list[str]) -> np.ndarray:
+        batches.append(texts)
+        time.sleep(0.1)
+        if len(batches) == 2:
+            raise RuntimeError("out of memory")
+        return bag_of_words(texts)
+
+    encoder = FunctionEncoder(failing_once)
+
+    async def run() -> list[object]:
+        first = asyncio.ensure_future(encoder.aencode_one("first"))
+        await asyncio.sleep(0.05)
+        others = [asyncio.ensure_future(encoder.aencode_one(f"other {number}")) for number in range(5)]
+        await asyncio.sleep(0.1)
+        last = asyncio.ensure_future(encoder.aencode_one("last"))
+        return await asyncio.gather(first, *others, last, return_exceptions=True)
+
+    first, *others, last = asyncio.run(run())
+    assert [len(batch) for batch in batches] == [1, 5, 1]
+    assert isinstance(first, np.ndarray)
+    assert all(str(error) == "out of memory" for error in others)
+    assert isinstance(last, np.ndarray)
+
+
+def test_a_lone_call_runs_in_its_own_thread_and_no_thread_is_left() -> None:
+    seen: list[threading.Thread] = []
+
+    def function(texts: list[str]) -> np.ndarray:
+        seen.append(threading.current_thread())
+        return bag_of_words(texts)
+
+    encoder = FunctionEncoder(function)
+    encoder.encode_one("from a thread")
+    asyncio.run(encoder.aencode_one("from a task"))
+    assert seen[0] is threading.current_thread()
+    assert seen[1] is not threading.current_thread()
+    seen[1].join(1)
+    assert not seen[1].is_alive()
+
+
+def test_the_call_that_has_waited_longest_is_in_the_next_batch() -> None:
+    class OneByOne(FunctionEncoder):
+        def _choose(self, texts: list[str]) -> list[int]:
+            return [0]
+
+    function = Counting(seconds=0.01)
+    encoder = OneByOne(function)
+
+    async def run() -> None:
+        await asyncio.gather(*(encoder.aencode_one(f"text {number}") for number in range(20)))
+
+    asyncio.run(run())
+    assert function.batches == [[f"text {number}"] for number in range(20)]
+
+
+def test_a_call_is_not_kept_waiting_by_a_long_list() -> None:
+    encoder = FunctionEncoder(Counting(seconds=0.05))
+    with ThreadPoolExecutor(1) as pool:
+        listed = pool.submit(encoder.encode, [f"text {number}" for number in range(20 * GATHER_LIMIT)])
+        time.sleep(0.2)
+        encoder.encode_one("in between")
+        assert not listed.done()
+    assert len(listed.result()) == 20 * GATHER_LIMIT
 
 
 def test_async_callers_do_not_block_the_event_loop() -> None:

@@ -1,6 +1,9 @@
 import logging
+import operator
 import pickle
+import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,7 +12,7 @@ import torch
 
 from dspy_router import RouteError, SentenceEncoder
 from dspy_router.encoders import sentence
-from dspy_router.encoders.choose import default_encoder
+from dspy_router.encoders.sentence import MOST_WORKERS, batch_of_like_lengths
 
 
 def test_the_default_model_loads_without_a_network(sentence_encoder: SentenceEncoder) -> None:
@@ -22,20 +25,66 @@ def test_the_default_model_loads_without_a_network(sentence_encoder: SentenceEnc
     assert len(sentence_encoder.fingerprint.weights) == 64
 
 
-def test_a_single_text_uses_one_thread_and_leaves_torch_as_it_was(sentence_encoder: SentenceEncoder) -> None:
-    seen = []
-    transformer = sentence_encoder.transformer
-    handle = transformer.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        sentence_encoder._encode_batch(["one text"])
-        sentence_encoder._encode_batch([f"text {number}" for number in range(40)])
-        assert torch.get_num_threads() == 2
-    finally:
-        handle.remove()
-        torch.set_num_threads(before)
-    assert (seen[0], seen[-1]) == (1, 2)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_torchs_threads_are_shared_between_batches_and_left_as_they_were(
+    torch_threads: Callable[[int], None],
+) -> None:
+    torch_threads(8)
+    encoder, seen = SentenceEncoder(cache_size=0), []
+    encoder.transformer.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    encoder._encode_batch(["one text"])
+    encoder._encode_batch([f"text {number}" for number in range(8)])
+    with ThreadPoolExecutor(1) as pool:  # in a thread that is new to torch
+        pool.submit(encoder._encode_batch, ["one text"]).result()
+    assert torch.get_num_threads() == 8
+    assert seen == [1, 8 // MOST_WORKERS, 1]
+
+
+def test_batches_run_side_by_side_on_as_many_threads_as_torch_may_use(torch_threads: Callable[[int], None]) -> None:
+    torch_threads(2)
+    encoder = SentenceEncoder(cache_size=0)
+    texts = [f"text number {number} " + "and more " * (number % 9) for number in range(120)]
+    threads: set[int] = set()
+    encode_batch = encoder._encode_batch
+    encoder._encode_batch = lambda batch: (threads.add(threading.get_ident()), encode_batch(batch))[1]
+    vectors = encoder.encode(texts)
+    assert len(threads) == 2
+    np.testing.assert_allclose(vectors, np.stack([encoder.encode_one(text) for text in texts]), atol=1e-5)
+    threads.clear()
+    torch.set_num_threads(1)
+    encoder.encode(texts)
+    assert len(threads) == 1
+
+
+def test_twins_share_the_weights() -> None:
+    encoder = SentenceEncoder()
+    twin = sentence._twin(encoder.transformer)
+    assert twin.tokenizer is not encoder.transformer.tokenizer
+    assert all(map(operator.is_, twin.parameters(), encoder.transformer.parameters()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_batch_holds_the_first_text_and_texts_of_like_length(seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(1, 200, size=100).tolist()
+    batch = batch_of_like_lengths(lengths, most=32)
+    assert 0 in batch
+    assert 8 <= len(batch) <= 32
+    within = sorted(lengths[index] for index in batch)
+    assert within == [length for length in sorted(lengths) if within[0] <= length <= within[-1]]
+    assert within[-1] - within[0] < 100
+
+
+def test_a_batch_is_cut_where_padding_costs_more_than_another_batch() -> None:
+    assert batch_of_like_lengths([30] * 5, most=32) == [0, 1, 2, 3, 4]
+    assert batch_of_like_lengths([30] * 5, most=3)[0] == 0
+    assert batch_of_like_lengths([30, 30, 1000], most=32) == [0, 1]
+    assert batch_of_like_lengths([1000, 30, 30], most=32) == [0]
 
 
 def test_a_single_text_uses_one_core_after_torchs_threads_were_set(sentence_encoder: SentenceEncoder) -> None:
@@ -62,7 +111,6 @@ def test_threads_share_the_tokenizer(sentence_encoder: SentenceEncoder) -> None:
 
 def test_a_very_long_text_is_cut_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     encoder = SentenceEncoder()
-    encoder._transformer = default_encoder().transformer
     long = "rain in Oslo " * 8000
     with caplog.at_level(logging.WARNING, logger="dspy_router"):
         first = encoder.encode_one(long)
@@ -79,7 +127,7 @@ def test_pickling_leaves_the_weights_out(sentence_encoder: SentenceEncoder) -> N
     assert len(data) < 1000
     restored = pickle.loads(data)
     assert restored.model == sentence_encoder.model
-    assert restored._transformer is None
+    assert restored._transformers == ()
 
 
 def test_an_unknown_model_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
