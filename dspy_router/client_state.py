@@ -15,6 +15,7 @@ from dspy_router.decision_client import DecisionClient
 from dspy_router.decision_types import DecisionKind, asked_signature
 from dspy_router.encoders.base import Encoder
 from dspy_router.encoders.choose import encoder_from_settings, encoder_settings
+from dspy_router.encoders.function import FunctionEncoder
 from dspy_router.errors import RouteError
 from dspy_router.options import Option
 from dspy_router.persistence import require_intact, sealed
@@ -109,7 +110,9 @@ def parse_client_state(state: dict[str, Any], encoders: Iterable[Encoder]) -> De
 def _encoder(saved: _Client, encoders: Iterable[Encoder]) -> Encoder:
     for encoder in encoders:
         # A trainable one is made anew: its weights are the route's.
-        if not encoder.trainable and encoder.fingerprint.to_dict() == saved.fingerprint:
+        if encoder.trainable or not _could_be(encoder, saved):
+            continue
+        if encoder.fingerprint.to_dict() == saved.fingerprint:
             return encoder
     if saved.encoder is None:
         raise RouteError(
@@ -123,6 +126,13 @@ def _encoder(saved: _Client, encoders: Iterable[Encoder]) -> Encoder:
             "Install the weights it was saved with, or compile again."
         )
     return encoder
+
+
+def _could_be(encoder: Encoder, saved: _Client) -> bool:
+    """Whether an encoder is worth its fingerprint, which loads a model or calls somebody's function."""
+    if isinstance(encoder, FunctionEncoder):
+        return encoder.name == saved.fingerprint.get("name")
+    return encoder_settings(encoder) == saved.encoder
 
 
 def _route_state(route: DifferentiableRoute) -> dict[str, Any]:
@@ -150,10 +160,7 @@ def _option_state(option: Option) -> _Option:
 
 def _parse_route(saved: _Route, encoder: Encoder) -> DifferentiableRoute:
     questions = {field.name: _question(field) for field in saved.fields}
-    signature = asked_signature([entry.name for entry in saved.inputs], questions)
-    for entry in saved.inputs:
-        if entry.text:
-            signature = signature.with_updated_fields(entry.name, type_=str)
+    signature = asked_signature({entry.name: str if entry.text else Any for entry in saved.inputs}, questions)
     route = DifferentiableRoute(signature, encoder=encoder)
     options = {
         field.name: tuple(

@@ -6,7 +6,7 @@ experimental.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -59,10 +59,10 @@ def criteria_by_option(kind: DecisionKind, criteria: Any) -> dict[str, str]:
     if not criteria:
         return {}
     if kind == "score":
-        return {str(level): _description(text) for level, text in enumerate(criteria)}
+        return {str(level): criterion_text(text) for level, text in enumerate(criteria)}
     if kind == "noul":
-        return {label.capitalize(): _description(text) for label, text in criteria.items()}
-    return {label: _description(text) for label, text in criteria.items()}
+        return {label.capitalize(): criterion_text(text) for label, text in criteria.items()}
+    return {label: criterion_text(text) for label, text in criteria.items()}
 
 
 def selected(
@@ -74,7 +74,7 @@ def selected(
         kind: Of the field.
         probabilities: By option name, in declaration order, to which ties go.
         parameters: A `threshold`, `cuts` or `weights` (by option name) as `dspy.Predict.fields` holds them, for
-            example from `dspy.ReAnchor`; DSPy's defaults without.
+            example from `dspy.experimental.ReAnchor`; DSPy's defaults without.
 
     Example:
         >>> selected("choice", {"a": 0.4, "b": 0.6}), selected("choice", {"a": 0.4, "b": 0.6}, {"weights": {"b": 0.5}})
@@ -96,6 +96,46 @@ def selected(
     return max(scores, key=lambda name: (scores[name], name == likeliest))
 
 
+def possible(
+    kind: DecisionKind, options: Sequence[str], parameters: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """The options that a predictor with these parameters can take at all, whatever the probabilities.
+
+    Example:
+        >>> possible("choice", ["a", "b", "c"], {"weights": {"b": 0}}), possible("noul", ["True", "False"])
+        (('a', 'c'), ('True', 'False'))
+    """
+    parameters = parameters or {}
+    if kind == "noul" and parameters.get("threshold", 0.5) <= 0:
+        return ("True",)
+    weights = parameters.get("weights", {}) if kind == "choice" else {}
+    return tuple(name for name in options if weights.get(name, 1.0) > 0)
+
+
+def selecting(
+    kind: DecisionKind, options: Sequence[str], chosen: str, parameters: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """Probabilities from which a predictor with these parameters selects the chosen option, one that is possible.
+
+    All the mass is on it, unless it is a score's level outside its own cuts: the mean is then midway between these.
+
+    Example:
+        >>> selecting("choice", ["a", "b"], "b")
+        {'a': 0.0, 'b': 1.0}
+        >>> selecting("score", ["0", "1", "2"], "2", {"cuts": [0.25, 0.5]})
+        {'0': 0.0, '1': 0.0, '2': 1.0}
+        >>> selecting("score", ["0", "1", "2"], "1", {"cuts": [0.25, 0.5]})
+        {'0': 0.625, '1': 0.375, '2': 0.0}
+    """
+    if kind != "score":
+        return {name: float(name == chosen) for name in options}
+    level = int(chosen)
+    cuts = (parameters or {}).get("cuts", [below + 0.5 for below in range(len(options) - 1)])
+    low, high = [0.0, *cuts][level], [*cuts, math.inf][level]
+    mean = float(level) if low <= level < high else (low + min(high, len(options) - 1)) / 2
+    return {name: max(0.0, 1.0 - abs(mean - int(name))) for name in options}
+
+
 def predictor_parameters(name: str) -> Mapping[str, Any] | None:
     """What the calling `Predict` holds in its `fields` for an output: the innermost module, as in `record_evidence`."""
     caller = (dspy.settings.caller_modules or [None])[-1]
@@ -110,9 +150,9 @@ def question_labels(question: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(criteria) if question["type"] == "choice" else tuple(map(str, range(len(criteria))))
 
 
-def asked_signature(inputs: Iterable[str], questions: Mapping[str, Mapping[str, Any]]) -> type[dspy.Signature]:
-    """A signature with the inputs and the outputs of a decision request."""
-    fields: dict[str, Any] = {name: (Any, dspy.InputField()) for name in inputs}
+def asked_signature(inputs: Mapping[str, Any], questions: Mapping[str, Mapping[str, Any]]) -> type[dspy.Signature]:
+    """A signature with the inputs, by name with their types, and the outputs of a decision request."""
+    fields: dict[str, Any] = {name: (kind, dspy.InputField()) for name, kind in inputs.items()}
     kind: Any
     for name, question in questions.items():
         criteria: Any = question.get("criteria")
@@ -122,7 +162,7 @@ def asked_signature(inputs: Iterable[str], questions: Mapping[str, Mapping[str, 
             kind = Score[tuple(criteria)]
         else:
             kind = Noul[tuple((label == "true", text) for label, text in criteria.items())] if criteria else bool
-        fields[name] = (kind, dspy.OutputField(desc=_description(question.get("instructions"))))
+        fields[name] = (kind, dspy.OutputField(desc=criterion_text(question.get("instructions"))))
     return dspy.Signature(fields, "Decide.")
 
 
@@ -153,12 +193,15 @@ def declared_value(field: FieldInfo, option: Option, probabilities: Mapping[str,
 
 
 def plain_value(value: Any) -> Any:
-    """The value inside a `Choice` or `Noul`, the level of a `Score` or of its bare number, or the value itself."""
-    if isinstance(value, Score) and value.level is not None:
-        return value.level
-    if isinstance(value, (float, Score)) and math.isfinite(number := float(value)):
-        return math.floor(number + 0.5)
+    """The value inside a `Choice` or `Noul`, the level of a `Score`, or the value itself."""
+    if isinstance(value, Score):
+        return level_of(value.value) if value.level is None else value.level
     return value.value if isinstance(value, (Choice, Noul)) else value
+
+
+def level_of(number: float) -> float:
+    """The level of a score's number, by DSPy's default cuts; what is not finite has none."""
+    return math.floor(number + 0.5) if math.isfinite(number) else number
 
 
 def probabilities_of(value: Any) -> dict[str, float] | None:
@@ -183,7 +226,8 @@ def recorded_probabilities() -> Iterator[list[tuple[str, dict[str, float]]]]:
             found.append((name, {str(label): p for label, p in answer["probabilities"].items()}))
 
 
-def _description(criterion: Any) -> str:
+def criterion_text(criterion: Any) -> str:
+    """A criterion or an instruction as text; objects and arrays as JSON."""
     if criterion in (None, ""):
         return ""
     return criterion if isinstance(criterion, str) else json.dumps(criterion)

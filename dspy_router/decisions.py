@@ -7,7 +7,7 @@ Both live in `dspy.settings.context`, so DSPy's worker threads and async tasks i
 import dataclasses
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +57,17 @@ class Recorder(Protocol):
 class Chooser(Protocol):
     """What an override provides: the option to take, and the propensity with which it is taken."""
 
-    def choose(self, route: Any, field: str, probabilities: Mapping[str, float]) -> tuple[int, float] | None:
-        """The option's index and propensity, or None to leave the likeliest."""
+    def choose(
+        self, route: Any, field: str, probabilities: Mapping[str, float], selected: str
+    ) -> tuple[int, float] | None:
+        """The option's index and propensity, or None to leave the one selected.
+
+        Args:
+            route: Decides.
+            field: What it decides.
+            probabilities: Of the options that can be taken.
+            selected: The option that is taken without an override.
+        """
 
 
 class _DecisionList:
@@ -163,10 +172,21 @@ def announce(route: Any, decision: Decision) -> None:
         recorder.record(route, decision)
 
 
-def decide(route: Any, field: str, probabilities: Mapping[str, float], selected: str, text: str) -> Decision:
-    """Make and announce a decision: the option the current context's chooser takes, or without one `selected`."""
-    index, propensity = overridden(route, field, probabilities) or (None, 1.0)
-    name = selected if index is None else list(probabilities)[index]
+def decide(
+    route: Any,
+    field: str,
+    probabilities: Mapping[str, float],
+    selected: str,
+    text: str,
+    possible: Collection[str] | None = None,
+) -> Decision:
+    """Make and announce a decision: the option the current context's chooser takes, or without one `selected`.
+
+    Where only some options are `possible`, the chooser sees no other.
+    """
+    open_ = probabilities if possible is None else {option: probabilities[option] for option in possible}
+    index, propensity = overridden(route, field, open_, selected) or (None, 1.0)
+    name = selected if index is None else list(open_)[index]
     decision = Decision(
         field=field,
         name=name,
@@ -180,7 +200,7 @@ def decide(route: Any, field: str, probabilities: Mapping[str, float], selected:
     return decision
 
 
-def overridden(route: Any, field: str, probabilities: Mapping[str, float]) -> tuple[int, float] | None:
+def overridden(route: Any, field: str, probabilities: Mapping[str, float], selected: str) -> tuple[int, float] | None:
     """The choice of the current context's chooser, or None where there is none."""
     chooser: Chooser | None = dspy.settings.get("_route_chooser", None)
-    return None if chooser is None else chooser.choose(route, field, probabilities)
+    return None if chooser is None else chooser.choose(route, field, probabilities, selected)

@@ -1,6 +1,7 @@
 """From a DSPy signature to the decisions a route makes for it, and from call inputs to the text it reads."""
 
 import enum
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from dspy_router.decision_types import (
     decision_kind,
     declared_options,
     declared_value,
+    level_of,
     plain_value,
 )
 from dspy_router.errors import RouteError
@@ -34,7 +36,7 @@ class DecisionField:
     def __deepcopy__(self, memo: dict[int, Any]) -> "DecisionField":
         return self  # immutable
 
-    @property
+    @cached_property
     def declared_options(self) -> tuple[Option, ...]:
         """The options as the signature alone describes them; none where they come from tools."""
         return _enum_options(self.info.annotation) or declared_options(self.name, self.info) or ()
@@ -51,9 +53,12 @@ class DecisionField:
     def index_of(self, value: Any) -> int | None:
         """Where `value` (a label, or a decision object around one) stands among the options; None if nowhere.
 
-        A value of the declared type wins over a name, so that `1` and `"1"` both find the option `1`.
+        A value of the declared type wins over a name, so that `1` and `"1"` both find the option `1`. For a score, a
+        number is at the level next to it.
         """
         value = plain_value(value)
+        if self.kind == "score" and isinstance(value, numbers.Real) and not isinstance(value, bool):
+            value = level_of(float(value))
         for index, option in enumerate(self.options):
             if type(option.value) is type(value) and option.value == value:
                 return index

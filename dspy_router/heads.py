@@ -83,9 +83,14 @@ class OptionHead(nn.Module):
         """Two heads with one digest have the same policy."""
         return self.folded().digest
 
+    @property
+    def version(self) -> tuple[tuple[int, int], ...]:
+        """Another one after every change of a parameter or buffer that torch counts."""
+        return tuple((tensor.data_ptr(), tensor._version) for tensor in self._tensors())
+
     def folded(self) -> "FoldedHead":
         """The head as one matrix; folded again only after a parameter has changed."""
-        version = tuple((tensor.data_ptr(), tensor._version) for tensor in self._tensors())
+        version = self.version
         folded = self._folded
         if folded is None or folded.version != version:
             with torch.no_grad():

@@ -17,15 +17,18 @@ from dspy_router.errors import RouteError
 EVEN_SHARE = 0.2
 
 
-def draw(probabilities: Sequence[float], generator: random.Random, share: float = 1.0) -> tuple[int, float]:
+def draw(
+    probabilities: Sequence[float], generator: random.Random, share: float = 1.0, selected: int = 0
+) -> tuple[int, float]:
     """Draw an option near the policy, with its propensity.
 
-        μ(o) = (1 - share) 1[o is the likeliest] + share ((1 - EVEN_SHARE) p(o) + EVEN_SHARE / k)
+        μ(o) = (1 - share) 1[o is selected] + share ((1 - EVEN_SHARE) p(o) + EVEN_SHARE / k)
 
     Args:
-        probabilities: The policy's, summing to one; ties for the likeliest go to the first.
+        probabilities: The policy's, summing to one.
         generator: Draws.
         share: Of decisions that are drawn at all, in (0, 1].
+        selected: The option taken by all other decisions.
 
     Returns:
         The option's index, and the probability it had, in (0, 1].
@@ -37,7 +40,7 @@ def draw(probabilities: Sequence[float], generator: random.Random, share: float 
     """
     even = EVEN_SHARE / len(probabilities)
     chances = [share * ((1 - EVEN_SHARE) * probability + even) for probability in probabilities]
-    chances[max(range(len(probabilities)), key=probabilities.__getitem__)] += 1 - share
+    chances[selected] += 1 - share
     [index] = generator.choices(range(len(chances)), chances)
     return index, min(1.0, chances[index] / sum(chances))
 
@@ -50,7 +53,7 @@ def explore_decisions(share: float = 0.1, *, seed: int | None = None) -> Iterato
     have chosen, and `dspy_router.evaluation.compare` refuses a verdict.
 
     Args:
-        share: Of the decisions, how many are drawn; the others are the likeliest. In (0, 1].
+        share: Of the decisions, how many are drawn; the others are as without exploration. In (0, 1].
         seed: Makes the draws repeatable where decisions are made in the same order.
 
     Raises:
@@ -102,22 +105,27 @@ class _Drawing:
         self._generator = generator
         self._lock = threading.Lock()
 
-    def choose(self, route: Any, field: str, probabilities: Mapping[str, float]) -> tuple[int, float] | None:
+    def choose(
+        self, route: Any, field: str, probabilities: Mapping[str, float], selected: str
+    ) -> tuple[int, float] | None:
+        own = list(probabilities).index(selected)
         with self._lock:
-            return draw(list(probabilities.values()), self._generator, self._share)
+            return draw(list(probabilities.values()), self._generator, self._share, own)
 
 
 class _Forcing:
     def __init__(self, options: Mapping[str, str]) -> None:
         self._options = dict(options)
 
-    def choose(self, route: Any, field: str, probabilities: Mapping[str, float]) -> tuple[int, float] | None:
+    def choose(
+        self, route: Any, field: str, probabilities: Mapping[str, float], selected: str
+    ) -> tuple[int, float] | None:
         if field not in self._options:
             return None
         option = self._options[field]
         if option not in probabilities:
             raise RouteError(
-                f"force_decisions: {option!r} is no option of the field {field!r}; its options are "
-                f"{list(probabilities)}."
+                f"force_decisions: {option!r} is no option of the field {field!r}, or the predictor's weights or "
+                f"threshold rule it out; its options are {list(probabilities)}."
             )
         return list(probabilities).index(option), 1.0

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -163,6 +164,18 @@ def test_set_criteria_describe_the_options_from_then_on() -> None:
     assert predictor(request="something for a pie").fruit == "cherry"
     predictor.set_criteria("fruit", {"apple": "something for a pie", "banana": None, "cherry": None})
     assert predictor(request="something for a pie").fruit == "apple"
+
+
+def test_criteria_are_read_with_what_the_head_has_learned_since() -> None:
+    import torch
+
+    program = Program()
+    program.clerk.lm = DifferentiableRoute(Pick, encoder=bag_of_words).as_lm()
+    program.clerk.set_criteria("fruit", {"apple": "pie", "banana": None, "cherry": None})
+    sharp = _decision(program, "a pie").probabilities
+    with torch.no_grad():
+        program.clerk.lm.route.head["fruit"].temperature.fill_(1.0)
+    assert _decision(program, "a pie").probabilities["apple"] < sharp["apple"]
 
 
 class NoDesc(dspy.Signature):
@@ -332,6 +345,43 @@ def test_several_inputs_are_read_in_the_signatures_order_by_both_faces() -> None
     assert texts == [{'text: a fig\nhints: ["fair"]'}] * 3
 
 
+class Told(dspy.Signature):
+    text: str = dspy.InputField(desc="goes before `note`")
+    hint: str | None = dspy.InputField()
+    note: str | None = dspy.InputField()
+    kind: Literal["fig", "date"] = dspy.OutputField(desc="the fruit")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"note": "c", "hint": "b", "text": "a"}, {"text": "a"}, {"text": ["a", "b"], "hint": "", "note": "c"}],
+)
+def test_an_untrained_client_reads_what_the_route_it_becomes_will_read(message: dict[str, Any]) -> None:
+    predictor = dspy.Predict(Told)
+    with record_decisions() as decisions:
+        predictor(lm=local(), **message)
+        predictor(lm=local().with_route(predictor), **message)
+        DifferentiableRoute(Told, encoder=bag_of_words)(**message)
+    assert len({decision.text for decision in decisions}) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "config"),
+    [
+        ("urgent", {"threshold": 0.5, "instructions": "asks for money"}),
+        ("urgent", {"threshold": 0.5, "criteria": {"true": None}}),
+        ("team", {"weights": {}, "criteria": {"billing": None, "technical": "asks for money", "other": None}}),
+        ("team", {"weights": {}, "criteria": dict.fromkeys(["billing", "technical", "other"])}),
+    ],
+)
+def test_a_client_answers_with_a_route_as_it_does_without(field: str, config: dict[str, Any]) -> None:
+    predictor = dspy.Predict(Everything)
+    predictor.fields[field] = config
+    for message in MESSAGES:
+        without, bound = predictor(lm=local(), **message), predictor(lm=local().with_route(predictor), **message)
+        assert outputs(bound) == outputs(without)
+
+
 def test_a_missing_input_is_read_as_empty_since_dspy_only_warns() -> None:
     prediction = dspy.Predict(Everything)(
         lm=DifferentiableRoute(Everything, encoder=bag_of_words).as_lm(), text="a fig"
@@ -368,7 +418,103 @@ def test_decisions_behind_a_predictor_are_explored_and_forced() -> None:
     assert predictor(request="a banana").fruit == "banana"
 
 
+DECIDED_OTHERWISE = [
+    ("fruit", {"weights": {"cherry": 1e9}}), ("grade", {"cuts": [0.01, 0.02]}), ("grade", {"cuts": [1.98, 1.99]}),
+    ("ripe", {"threshold": 1.0}),
+]  # fmt: skip
+
+
+class Judged(dspy.Signature):
+    """Judge a fruit."""
+
+    request: str = dspy.InputField()
+    fruit: Literal["apple", "banana", "cherry"] = dspy.OutputField(desc="the fruit to serve")
+    grade: Grade = dspy.OutputField(desc="the work")
+    ripe: bool = dspy.OutputField(desc="ripe")
+
+
+def judge(**fields: Any) -> dspy.Predict:
+    predictor = dspy.Predict(Judged)
+    predictor.lm = local()
+    predictor.fields = fields
+    return predictor
+
+
+@pytest.mark.parametrize(("field", "config"), DECIDED_OTHERWISE)
+def test_a_predictor_takes_what_is_decided_from_outside_whatever_its_parameters(
+    field: str, config: dict[str, Any]
+) -> None:
+    predictor = judge(**{field: config})
+    options = {"fruit": ["apple", "banana", "cherry"], "grade": ["0", "1", "2"], "ripe": ["True", "False"]}
+    for option in options[field]:
+        with force_decisions({field: option}), record_decisions() as decisions:
+            value = predictor(request="a ripe banana")[field]
+        taken = str(value.level if field == "grade" else value)
+        assert [d.name for d in decisions if d.field == field] == [taken] == [option]
+
+
+def test_exploration_leaves_the_other_decisions_as_the_predictor_makes_them() -> None:
+    predictor = judge(fruit={"weights": {"cherry": 1e9}}, grade={"cuts": [0.01, 0.02]})
+    message = {"request": "a poor banana, or an excellent one"}
+    alone = predictor(**message)
+    assert (alone.fruit, alone.grade.level) == ("cherry", 2)  # neither is the likeliest
+    with explore_decisions(1e-9, seed=0):
+        assert outputs(predictor(**message)) == outputs(alone)
+
+
+def test_what_a_predictor_rules_out_is_not_explored_and_not_forced() -> None:
+    predictor = judge(fruit={"weights": {"banana": 0.0}}, ripe={"threshold": 0.0})
+    with explore_decisions(1.0, seed=0), record_decisions() as decisions:
+        found = [predictor(request="a banana") for _ in range(30)]
+    assert {prediction.fruit for prediction in found} == {"apple", "cherry"}
+    assert [d.name for d in decisions if d.field == "fruit"] == [prediction.fruit for prediction in found]
+    assert {(d.name, d.propensity) for d in decisions if d.field == "ripe"} == {("True", 1.0)}
+    with force_decisions({"fruit": "banana"}), pytest.raises(RouteError, match="rule it out"):
+        predictor(request="a banana")
+
+
 # Training what is behind predictors
+
+
+def test_finetuning_does_without_the_rollouts_a_predictor_rules_out() -> None:
+    student = Program()
+    student.clerk.lm = local()
+    student.clerk.fields["fruit"] = {"weights": {"cherry": 0.0}}
+    optimizer = RouteFinetune(right_fruit)
+    trained = optimizer.compile(student, trainset=fruit_requests(60))
+    assert optimizer.report is not None
+    assert optimizer.report.errors == 0
+    assert score(trained, fruit_requests(30, seed=1)) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_finetuning_leaves_the_students_token_encoder_as_it_was(configured: bool) -> None:
+    import torch
+
+    client, student = DecisionClient(encoder=TokenEncoder(16)), Program()
+    network = client.encoder.network  # type: ignore[attr-defined]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    student.clerk.lm = None if configured else client
+    with dspy.context(lm=client):
+        trained = RouteFinetune().compile(student, trainset=fruit_requests(30, label=True))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert trained.clerk.lm.encoder is not client.encoder
+
+
+def test_a_predictor_that_runs_with_another_lm_is_no_matter_to_the_configured_client() -> None:
+    class Writing(Program):
+        def __init__(self) -> None:
+            super().__init__()
+            self.writer = dspy.Predict("request -> answer")
+
+    with dspy.context(lm=local()):
+        trained = RouteFinetune().compile(Writing(), trainset=fruit_requests(30, label=True))
+    assert score(trained, fruit_requests(30, seed=1)) == 1.0
+    assert trained.writer.lm is None
+    mistaken = Writing()
+    mistaken.writer.lm = local()
+    with pytest.raises(RouteError, match="'answer' is a plain str"):
+        RouteFinetune().compile(mistaken, trainset=fruit_requests(30, label=True))
 
 
 def test_finetuning_trains_the_client_of_a_predictor_and_leaves_the_students() -> None:
@@ -543,6 +689,47 @@ def test_a_callable_encoder_that_is_not_at_hand_is_asked_for() -> None:
     state = DecisionClient(encoder=other).dump_state()
     with pytest.raises(RouteError, match="a callable that no file can hold"):
         DecisionClient.load_state(state)
+
+
+def test_loading_leaves_the_encoders_of_other_clients_alone() -> None:
+    def down(texts: list[str]) -> Any:
+        raise ConnectionError("the embedding service is down")
+
+    others = [DecisionClient(encoder=down) for _ in range(20)] + [DecisionClient(encoder="/no/such/model")]
+    kept = local()
+    assert DecisionClient.load_state(kept.dump_state()).encoder.fingerprint == kept.encoder.fingerprint
+    assert all(other.encoder is not kept.encoder for other in others)
+
+
+def test_clients_are_made_and_loaded_in_many_threads() -> None:
+    client = local()
+    state = client.dump_state()
+    stopped = threading.Event()
+
+    def copies() -> None:
+        kept: list[DecisionClient] = []
+        while not stopped.is_set():
+            kept = [*kept[-2000:], client.copy()]
+
+    makers = [threading.Thread(target=copies) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for maker in makers:
+            maker.start()
+        for _ in range(50):
+            DecisionClient.load_state(state)
+    finally:
+        stopped.set()
+        sys.setswitchinterval(interval)
+        for maker in makers:
+            maker.join()
+
+
+def test_an_untrained_token_encoder_is_the_same_after_loading() -> None:
+    client = DecisionClient(encoder=TokenEncoder(16, seed=5))
+    loaded = DecisionClient.load_state(client.dump_state())
+    assert loaded.encoder.encode_one("a fig").tolist() == client.encoder.encode_one("a fig").tolist()
 
 
 @pytest.mark.parametrize(

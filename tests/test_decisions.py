@@ -45,8 +45,10 @@ def test_dspy_threads_and_async_tasks_are_recorded() -> None:
 
 def test_a_chooser_decides_and_names_its_propensity() -> None:
     class Second:
-        def choose(self, route: object, field: str, probabilities: dict[str, float]) -> tuple[int, float]:
-            assert field == "fruit"
+        def choose(
+            self, route: object, field: str, probabilities: dict[str, float], selected: str
+        ) -> tuple[int, float]:
+            assert (field, selected) == ("fruit", "apple")
             return 1, 0.25
 
     route = fruit_route()

@@ -1,7 +1,9 @@
 import enum
+import math
 from typing import Annotated, Literal
 
 import dspy
+import numpy as np
 import pydantic
 import pytest
 from dspy.adapters.types.decision import Choice, Noul, Score
@@ -109,6 +111,12 @@ def test_a_score_is_decided_among_its_levels() -> None:
     forced = grade.typed("0", {"0": 0.25, "1": 0.75}, 0.25)
     assert (forced.value, forced.level) == (0.0, 0)
     assert [grade.index_of(label) for label in (1, 0.4, score, Grade(value=0.6, confidence=1), 2)] == [1, 0, 1, 1, None]
+    assert [grade.index_of(label) for label in (np.float32(0.4), np.int64(1), math.nan, True)] == [0, 1, None, None]
+
+
+def test_a_float_is_a_level_of_a_score_only() -> None:
+    [version] = decision_fields(dspy.Signature("text -> version: Literal['3.5', '4.0']"))
+    assert [version.index_of(label) for label in (3.5, 4.0, 3.6)] == [0, 1, None]
 
 
 def test_a_boolean_without_criteria_is_described_by_its_desc_or_its_name() -> None:

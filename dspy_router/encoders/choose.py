@@ -48,6 +48,7 @@ def encoder_settings(encoder: Encoder) -> dict[str, Any] | None:
             "layer": encoder.layer,
             "vocabulary": encoder.vocabulary,
             "max_tokens": encoder.max_tokens,
+            "seed": encoder.seed,
         }
     return None
 

@@ -64,15 +64,17 @@ class RunOverride:
         self._current = threading.local()
         self._lock = threading.Lock()
 
-    def choose(self, route: Any, field: str, probabilities: Mapping[str, float]) -> tuple[int, float] | None:
-        """The option's index and propensity; None leaves the likeliest."""
+    def choose(
+        self, route: Any, field: str, probabilities: Mapping[str, float], selected: str
+    ) -> tuple[int, float] | None:
+        """The option's index and propensity; None leaves the one selected."""
         name = self._name(route)
         if name is None:
             return None
         with self._lock:
             site = self._current.site = self._next_site(name, field)
             options = list(probabilities)
-            if (option := self._forced.get(site)) is not None:
+            if (option := self._forced.get(site)) in options:  # unless the predictor in front rules it out
                 return options.index(option), 1.0
             if self._draws is None:
                 return None

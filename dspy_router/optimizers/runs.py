@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 
 import dspy
 import numpy as np
@@ -37,7 +38,11 @@ def bind_clients(program: dspy.Module) -> None:
     """Give every predictor that a `DecisionClient` answers a client with a route of its own, for it to be trained.
 
     Clients are looked for where DSPy does: at the predictor, then in the settings. One that has a route already is
-    shared by its predictors, and copied where it comes from the settings: those are not the program's.
+    shared by its predictors, and copied where it comes from the settings: those are not the program's. A predictor
+    that the settings' client cannot answer is passed by: the program calls it with another LM.
+
+    Raises:
+        RouteError: If an output of a predictor with a client of its own is no decision.
     """
     copies: dict[int, DecisionClient] = {}
     for _, predictor in program.named_sub_modules(type_=dspy.Predict):
@@ -45,7 +50,8 @@ def bind_clients(program: dspy.Module) -> None:
         if not isinstance(client, DecisionClient):
             continue
         if client.route is None:
-            predictor.lm = client.with_route(predictor)
+            with suppress(RouteError) if predictor.lm is None else nullcontext():
+                predictor.lm = client.with_route(predictor)
         elif predictor.lm is None:
             predictor.lm = copies.setdefault(id(client), copy.deepcopy(client))
 

@@ -121,7 +121,7 @@ def test_draws_come_as_often_as_their_propensities_say() -> None:
 def test_the_impossible_is_drawn_now_and_then() -> None:
     route = object()
     override = RunOverride({id(route): "self"}, draws=random.Random(0))
-    drawn = [override.choose(route, "fruit", {"sure": 1.0, "never": 0.0}) for _ in range(500)]
+    drawn = [override.choose(route, "fruit", {"sure": 1.0, "never": 0.0}, "sure") for _ in range(500)]
     assert Counter(drawn)[1, EVEN_SHARE / 2] == pytest.approx(50, abs=28)
 
 
