@@ -160,8 +160,11 @@ def _option_state(option: Option) -> _Option:
 
 def _parse_route(saved: _Route, encoder: Encoder) -> DifferentiableRoute:
     questions = {field.name: _question(field) for field in saved.fields}
-    signature = asked_signature({entry.name: str if entry.text else Any for entry in saved.inputs}, questions)
-    route = DifferentiableRoute(signature, encoder=encoder)
+    try:
+        signature = asked_signature({entry.name: str if entry.text else Any for entry in saved.inputs}, questions)
+        route = DifferentiableRoute(signature, encoder=encoder)
+    except ValueError as error:  # DSPy's too, of options that make no type
+        raise RouteError(f"The saved state of a DecisionClient is damaged: {error} Save the program again.") from error
     options = {
         field.name: tuple(
             Option(option.name, option.description, tuple(option.arguments), option.value, option.spoken)

@@ -776,7 +776,7 @@ def test_two_predictors_that_share_a_client_share_it_in_a_copy() -> None:
 ODD = st.sampled_from([None, True, 0, -1, 10**30, 1.5, "", "x" * 1000, [], {}, [[]], {"name": 1}, "score", "noul"])
 
 
-@settings(max_examples=300, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+@settings(max_examples=600, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
 @given(st.integers(0, 10_000), ODD)
 def test_a_state_with_any_value_replaced_loads_to_a_client_or_is_refused(place: int, value: Any) -> None:
     state = json.loads(SAVED)
