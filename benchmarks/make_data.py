@@ -2,9 +2,9 @@
 
     python benchmarks/make_data.py SOURCE
 
-SOURCE holds the folders `snips`, `clinc150` and `banking77` with gzipped JSON lines of `text` and the label, and
-`routellm_mmlu/mmlu.jsonl.gz` with `prompt` and whether each LLM was right, converted from the repositories named in
-`benchmarks/data/README.md`.
+SOURCE holds the folders `snips`, `clinc150` and `banking77` with gzipped JSON lines of `text` and the label,
+`routellm_mmlu/mmlu.jsonl.gz` with `prompt` and whether each LLM was right, and `bfcl` with `messages`, `functions` and
+the right one (`answer`, where one is), converted from the repositories named in `benchmarks/data/README.md`.
 """
 
 import gzip
@@ -20,9 +20,10 @@ DEMO = HERE.parent / "dspy_router" / "demo" / "data"
 LABELS = {"snips": "tool", "clinc150": "intent", "banking77": "intent"}
 PARTS = {
     "snips": ["train", "test"],
-    "clinc150": ["train", "val", "test", "fewshot_train_5", "fewshot_train_10", "fewshot_test"],
+    "clinc150": ["train", "val", "test", "oos_val", "oos_test", "fewshot_train_5", "fewshot_train_10", "fewshot_test"],
     "banking77": ["train", "test", "fewshot_train_5", "fewshot_train_10", "fewshot_test"],
 }
+FUNCTION_CALLS = ["live_multiple", "irrelevance", "live_irrelevance"]
 LLMS = {"mixtral-8x7b": "mixtral", "gpt-4": "gpt4"}
 DEMO_ROWS_A_TOOL = 300
 
@@ -57,6 +58,8 @@ def main(source: Path) -> None:
     (HERE / "data" / "clinc150" / "domains.json").write_text(text, encoding="utf-8")
     rows = outcomes(source / "routellm_mmlu" / "mmlu.jsonl.gz")
     write(HERE / "data" / "routellm_mmlu" / "outcomes.jsonl.gz", rows)
+    for part in FUNCTION_CALLS:
+        write(HERE / "data" / "bfcl" / f"{part}.jsonl.gz", read(source / "bfcl" / f"{part}.jsonl.gz"))
     train = labelled(source / "snips" / "train.jsonl.gz", "tool")
     random.Random(0).shuffle(train)
     tools = sorted({row["label"] for row in train})

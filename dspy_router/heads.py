@@ -69,14 +69,41 @@ class OptionHead(nn.Module):
         prior = self.option_vectors + self.option_vectors @ self.shared_map.T
         return self.scale * (prior + self.weight) / self.temperature, self.bias / self.temperature
 
-    def policy(self, vectors: np.ndarray) -> np.ndarray:
+    def policy(self, vectors: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
         """Probabilities [n, k], float64, of input vectors [n, d]: what a route decides with.
 
         A single decision costs a matrix-vector product. Parameters that are changed through `.data`, which torch
         does not count as a change, are seen only after another change: use `torch.no_grad()`.
+
+        Args:
+            vectors: Float32 [n, d] or [d].
+            candidates: Bool [k] or [n, k], the options that may be chosen, at least one: the others get 0 and what they
+                had goes to the candidates in proportion. All by default.
+
+        Raises:
+            ValueError: If the candidates have another shape, or an input has none.
+
+        Example:
+            >>> OptionHead(torch.eye(3)).policy(np.eye(3)[0], np.array([False, True, True]))
+            array([0. , 0.5, 0.5])
         """
+        logits = self.logits(vectors)
+        if candidates is None:
+            return softmax(logits)
+        if candidates.dtype != bool or candidates.shape not in (logits.shape[-1:], logits.shape):
+            raise ValueError(
+                f"Candidates must be bool, of shape {logits.shape[-1:]} or {logits.shape}; got {candidates.dtype}, "
+                f"{candidates.shape}."
+            )
+        if not candidates.any(axis=-1).all():
+            raise ValueError("No option is a candidate: give at least one for every input.")
+        return softmax(np.where(candidates, logits, -np.inf))
+
+    def logits(self, vectors: np.ndarray) -> np.ndarray:
+        """Logits [n, k] of input vectors [n, d], from the folded head: no gradient."""
         folded = self.folded()
-        return softmax(vectors @ folded.weights.T + folded.biases)
+        found: np.ndarray = vectors @ folded.weights.T + folded.biases
+        return found
 
     @property
     def digest(self) -> str:
@@ -103,6 +130,70 @@ class OptionHead(nn.Module):
         other = OptionHead(option_vectors, scale=float(self.scale), temperature=float(self.temperature))
         other.weight, other.bias, other.shared_map = self.weight, self.bias, self.shared_map
         return other
+
+    def with_added(
+        self, option_vectors: Tensor, weights: Tensor | None = None, biases: Tensor | None = None
+    ) -> "OptionHead":
+        """A head with m more options behind the others, whose logits stay exactly as they were.
+
+        Args:
+            option_vectors: Float [m, d], the descriptions' unit vectors.
+            weights: Float [m, d]: the new logits are x · weights + biases, over the temperature. By default they have
+                their descriptions as the prior.
+            biases: Float [m]; zero by default.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+
+        Example:
+            >>> head = OptionHead(torch.eye(2, 3)).with_added(torch.eye(3)[2:])
+            >>> head(torch.eye(3)).argmax(dim=1).tolist()
+            [0, 1, 2]
+        """
+        count, dimension = len(option_vectors), self.option_vectors.shape[1]
+        if option_vectors.shape != (count, dimension):
+            raise ValueError(f"New options must be [m, {dimension}], got shape {tuple(option_vectors.shape)}.")
+        with torch.no_grad():
+            option_vectors = option_vectors.to(self.option_vectors)
+            prior = option_vectors + option_vectors @ self.shared_map.T
+            own = torch.zeros_like(prior) if weights is None else weights.to(prior) / self.scale - prior
+            bias = self.bias.new_zeros(count) if biases is None else biases.to(self.bias)
+            if own.shape != prior.shape or bias.shape != (count,):
+                raise ValueError(
+                    f"Weights {tuple(own.shape)} and biases {tuple(bias.shape)} do not fit {count} new options."
+                )
+            return self._of(
+                torch.cat([self.option_vectors, option_vectors]),
+                torch.cat([self.weight, own]),
+                torch.cat([self.bias, bias]),
+            )
+
+    def without(self, options: Sequence[int]) -> "OptionHead":
+        """A head without the options at these indices; the logits of the others stay exactly as they were.
+
+        Raises:
+            ValueError: If an index is none of an option, or fewer than two options would be left.
+
+        Example:
+            >>> OptionHead(torch.eye(3)).without([1])(torch.eye(3)).argmax(dim=1).tolist()
+            [0, 0, 1]
+        """
+        count = len(self.bias)
+        if wrong := [option for option in options if not 0 <= option < count]:
+            raise ValueError(f"There is no option at {wrong}: there are {count}.")
+        kept = [option for option in range(count) if option not in set(options)]
+        if len(kept) < 2:
+            raise ValueError(f"Without {sorted(set(options))} there would be {len(kept)} of {count} options left.")
+        with torch.no_grad():
+            return self._of(self.option_vectors[kept], self.weight[kept], self.bias[kept])
+
+    def _of(self, option_vectors: Tensor, weight: Tensor, bias: Tensor) -> "OptionHead":
+        """A head over other options, with this one's map, scale and temperature; nothing is shared."""
+        other = OptionHead(option_vectors, scale=float(self.scale), temperature=float(self.temperature))
+        for name, value in (("weight", weight), ("bias", bias), ("shared_map", self.shared_map)):
+            own, parameter = getattr(self, name), nn.Parameter(value.detach().clone())
+            setattr(other, name, parameter.requires_grad_(own.requires_grad))
+        return other.train(self.training)
 
     def _tensors(self) -> Iterator[Tensor]:
         yield from (self.weight, self.bias, self.shared_map, self.option_vectors, self.scale, self.temperature)

@@ -76,3 +76,55 @@ def test_option_vectors_must_be_a_matrix() -> None:
 
 def test_softmax_survives_large_logits() -> None:
     np.testing.assert_allclose(softmax(np.array([1e5, 1e5], dtype=np.float32)), [0.5, 0.5])
+
+
+def test_added_options_have_the_prior_or_the_weights_they_are_given() -> None:
+    head, x = trained_head(), torch.randn(5, 6)
+    vectors, weights, biases = torch.randn(2, 6), torch.randn(2, 6), torch.randn(2)
+    prior = head.with_added(vectors)
+    expected = head.scale * ((x + x @ head.shared_map) @ vectors.T) / head.temperature
+    torch.testing.assert_close(prior(x)[:, 4:], expected)
+    given = head.with_added(vectors, weights, biases)
+    torch.testing.assert_close(given(x)[:, 4:], (x @ weights.T + biases) / head.temperature, rtol=1e-4, atol=1e-3)
+    for larger in (prior, given):
+        torch.testing.assert_close(larger(x)[:, :4], head(x))
+    assert given.option_vectors.shape == (6, 6)
+
+
+def test_options_are_removed_without_a_change_to_the_others() -> None:
+    head, x = trained_head(), torch.randn(5, 6)
+    torch.testing.assert_close(head.without([2, 0])(x), head(x)[:, [1, 3]])
+    with pytest.raises(ValueError, match=r"no option at \[4\]"):
+        head.without([4])
+    with pytest.raises(ValueError, match="1 of 4 options left"):
+        head.without([0, 1, 3])
+
+
+def test_a_head_with_other_options_shares_nothing_and_keeps_what_is_frozen() -> None:
+    head = trained_head()
+    head.shared_map.requires_grad_(False)
+    for other in (head.with_added(torch.zeros(1, 6)), head.without([0])):
+        assert [parameter.requires_grad for parameter in other.parameters()] == [True, True, False]
+        with torch.no_grad():
+            other.shared_map.zero_()
+    assert bool(head.shared_map.any())
+    with pytest.raises(ValueError, match=r"must be \[m, 6\]"):
+        head.with_added(torch.zeros(1, 5))
+    with pytest.raises(ValueError, match="do not fit 1 new options"):
+        head.with_added(torch.zeros(1, 6), torch.zeros(2, 6))
+
+
+def test_candidates_share_what_the_others_had_in_proportion() -> None:
+    head, x = trained_head(), np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
+    candidates = np.array([True, False, True, False])
+    policy = head.policy(x)
+    expected = policy * candidates / (policy * candidates).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(head.policy(x, candidates), expected, rtol=1e-6)
+    each = np.array([[True] * 4, candidates, ~candidates])
+    np.testing.assert_allclose(head.policy(x, each)[1], expected[1], rtol=1e-6)
+    with pytest.raises(ValueError, match="at least one"):
+        head.policy(x, np.zeros(4, bool))
+    with pytest.raises(ValueError, match="must be bool"):
+        head.policy(x, np.array([0, 1, 0, 1]))
+    with pytest.raises(ValueError, match="must be bool"):
+        head.policy(x, np.ones(3, bool))

@@ -72,6 +72,10 @@ class TargetRows:
         columns = zip(*((part.target, part.objective, part.weight) for part in parts), strict=True)
         return cls(*(np.concatenate(column) for column in columns))
 
+    def part(self, chosen: np.ndarray) -> "TargetRows":
+        """Some of the rows: bool [n], or int."""
+        return TargetRows(self.target[chosen], self.objective[chosen], self.weight[chosen])
+
     def __len__(self) -> int:
         return len(self.weight)
 

@@ -1,0 +1,243 @@
+"""Calibration: probabilities that are right as often as they say.
+
+A head is calibrated on rows it was not fitted to, by a temperature T and, where there is data enough, a bias an option:
+
+    calibrated logits = logits / T + b
+
+T minimises the loss of the held-out rows (Guo et al. 2017, "On Calibration of Modern Neural Networks"). Options with at
+least `ROWS_A_BIAS` of those rows also get a bias, with a standard normal prior, but only if that lowers the loss in
+cross-validation over the held-out rows.
+
+Rows whose targets are rewards take no part: the expected reward is highest where T is 0, whatever the truth.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize, minimize_scalar
+from sklearn.model_selection import KFold
+from tabulate import tabulate
+
+from dspy_router.heads import OptionHead
+from dspy_router.learning.rows import Objective, TargetRows
+from dspy_router.threads import threads_for
+
+FEWEST_ROWS = 50  # a temperature from fewer is mostly noise
+HELD_OUT_SHARE = 0.2
+ROWS_A_BIAS = 20
+SETTLED = 0.9  # of the likelihood: an option with as much of it is what the row is about
+LARGEST_LOG_TEMPERATURE = 3.0
+FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What turns a head's logits into calibrated ones.
+
+    Attributes:
+        temperature: Divides the logits; above 1 where the head was too sure of itself.
+        bias: Float32 [k], added after that; zero for options with too little data.
+        rows: Held-out rows it was fitted to.
+        loss_before: Their mean loss without it.
+        loss: Their mean loss with it; these are the rows it was fitted to.
+    """
+
+    temperature: float
+    bias: np.ndarray
+    rows: int
+    loss_before: float
+    loss: float
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated logits, of the shape and type of `logits` [n, k]."""
+        return (logits / self.temperature + self.bias).astype(logits.dtype)
+
+    def apply(self, head: OptionHead) -> None:
+        """Change a head in place so that its logits are the calibrated ones. Apply it once."""
+        with torch.no_grad():
+            head.temperature.mul_(self.temperature)
+            head.bias.add_(torch.from_numpy(self.bias) * head.temperature)
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """How often decisions were right, by the probability they claimed; renders as a table.
+
+    Attributes:
+        edges: Float64 [bins + 1], equally wide from 0 to 1. A bin holds its upper edge; the first, both.
+        rows: Int [bins].
+        confidence: Float64 [bins], mean probability claimed; nan where a bin is empty.
+        accuracy: Float64 [bins], share that was right; nan where a bin is empty.
+    """
+
+    edges: np.ndarray
+    rows: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: Σ_bins share of rows · |accuracy - confidence|, from 0 to 1; nan without rows."""
+        filled = self.rows > 0
+        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
+        return float(np.average(gaps, weights=self.rows[filled])) if filled.any() else float("nan")
+
+    def __str__(self) -> str:
+        return self._table("simple")
+
+    def _repr_html_(self) -> str:
+        return self._table("html")
+
+    def _table(self, form: str) -> str:
+        lines = [
+            (f"{low:.2f} to {high:.2f}", rows, confidence, accuracy)
+            for low, high, rows, confidence, accuracy in zip(
+                self.edges[:-1], self.edges[1:], self.rows, self.confidence, self.accuracy, strict=True
+            )
+            if rows
+        ]
+        return tabulate(lines, headers=("claimed", "rows", "mean claimed", "right"), floatfmt=".3f", tablefmt=form)
+
+
+def held_out(rows: int, seed: int = 0) -> np.ndarray | None:
+    """A seeded fifth of so many rows to calibrate on: bool [rows], or None if that is fewer than `FEWEST_ROWS`.
+
+    Example:
+        >>> int(held_out(1000).sum()), held_out(100)
+        (200, None)
+    """
+    count = int(HELD_OUT_SHARE * rows)
+    if count < FEWEST_ROWS:
+        return None
+    mask = np.zeros(rows, dtype=bool)
+    mask[np.random.default_rng(seed).permutation(rows)[:count]] = True
+    return mask
+
+
+def calibrate(logits: np.ndarray, rows: TargetRows, *, seed: int = 0) -> Calibration | None:
+    """Fit temperature and biases to rows that the head has not seen.
+
+    Args:
+        logits: Float [n, k], the head's.
+        rows: What is known of the n inputs.
+        seed: Of the split of the cross-validation.
+
+    Returns:
+        None if fewer than `FEWEST_ROWS` rows are of use: leave the head as it is.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Example:
+        >>> random = np.random.default_rng(0)
+        >>> logits = random.standard_normal((1000, 3)).astype(np.float32)
+        >>> labels = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)  # drawn by softmax(logits)
+        >>> overconfident = calibrate(3 * logits, TargetRows.from_labels(labels, 3))
+        >>> round(overconfident.temperature)
+        3
+    """
+    if logits.shape != rows.target.shape:
+        raise ValueError(f"Logits {logits.shape} and targets {rows.target.shape}: expected the same, [n, k].")
+    useful = (rows.objective != Objective.REWARD) & (rows.weight > 0)
+    if useful.sum() < FEWEST_ROWS:
+        return None
+    logits, rows = np.asarray(logits[useful], np.float32), rows.part(useful)
+    with threads_for(logits.size):
+        options = _options_with_bias(rows)
+        if len(options) and not _biases_help(logits, rows, options, seed):
+            options = options[:0]
+        temperature, bias = _fitted(logits, rows, options)
+        return Calibration(temperature, bias, len(rows), _loss(logits, rows), _loss(logits / temperature + bias, rows))
+
+
+def reliability(probabilities: np.ndarray, right: np.ndarray, bins: int = 15) -> Reliability:
+    """Compare what decisions claimed with what came of them.
+
+    Args:
+        probabilities: Float [n], of the option chosen, from 0 to 1.
+        right: Bool or float [n], whether it was right, or how good it was, from 0 to 1.
+        bins: So many, equally wide.
+
+    Raises:
+        ValueError: If the shapes differ, a value lies outside [0, 1], or there are no bins.
+
+    Example:
+        >>> table = reliability(np.array([0.9, 0.9, 0.6, 0.6]), np.array([True, True, True, False]), bins=2)
+        >>> print(table)
+        claimed         rows    mean claimed    right
+        ------------  ------  --------------  -------
+        0.50 to 1.00       4           0.750    0.750
+    """
+    probabilities, right = np.asarray(probabilities, np.float64), np.asarray(right, np.float64)
+    if probabilities.ndim != 1 or probabilities.shape != right.shape or bins < 1:
+        raise ValueError(
+            f"Shapes {probabilities.shape} and {right.shape}, {bins} bins: expected [n] twice, at least 1."
+        )
+    for name, values in (("probabilities", probabilities), ("right", right)):
+        outside = values[~((values >= 0) & (values <= 1))]
+        if len(outside):
+            raise ValueError(f"{name} must lie from 0 to 1, found {outside[0]}.")
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, probabilities, side="left") - 1, 0, bins - 1)
+    rows = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(place, probabilities, bins) / rows
+        accuracy = np.bincount(place, right, bins) / rows
+    return Reliability(edges, rows, confidence, accuracy)
+
+
+def expected_calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017) with equally wide bins; arguments and errors as `reliability`.
+
+    Example:
+        >>> round(expected_calibration_error(np.array([0.9, 0.9]), np.array([True, False])), 3)
+        0.4
+    """
+    return reliability(probabilities, right, bins).error
+
+
+def _options_with_bias(rows: TargetRows) -> np.ndarray:
+    settled = rows.target.max(axis=1) >= SETTLED * rows.target.sum(axis=1)
+    labels = rows.target[settled].argmax(axis=1)
+    return np.flatnonzero(np.bincount(labels, minlength=rows.target.shape[1]) >= ROWS_A_BIAS)
+
+
+def _biases_help(logits: np.ndarray, rows: TargetRows, options: np.ndarray, seed: int) -> bool:
+    """Whether biases of these options lower the loss in cross-validation."""
+    losses = np.zeros(2)
+    for fit, test in KFold(FOLDS, shuffle=True, random_state=seed).split(logits):
+        for choice, biased in enumerate((options[:0], options)):
+            temperature, bias = _fitted(logits[fit], rows.part(fit), biased)
+            losses[choice] += _loss(logits[test] / temperature + bias, rows.part(test)) * rows.weight[test].sum()
+    return bool(losses[1] < losses[0])
+
+
+def _loss(logits: np.ndarray, rows: TargetRows) -> float:
+    return float(rows.loss()(torch.from_numpy(logits.astype(np.float32))))
+
+
+def _fitted(logits: np.ndarray, rows: TargetRows, options: np.ndarray) -> tuple[float, np.ndarray]:
+    """Temperature and biases [k] with the smallest loss; the biases of other than some options are 0."""
+    loss, given = rows.loss(), torch.from_numpy(logits)
+    bounds = (-LARGEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE)
+    with torch.no_grad():
+        found = minimize_scalar(lambda log: float(loss(given / np.exp(log))), bounds=bounds, options={"xatol": 1e-3})
+    bias = np.zeros(logits.shape[1], np.float32)
+    if not len(options):
+        return float(np.exp(found.x)), bias
+    count, places = float(rows.weight.sum()), torch.from_numpy(options)
+
+    def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
+        parameters = torch.tensor(values, dtype=torch.float32, requires_grad=True)
+        shift = torch.zeros(logits.shape[1]).index_add(0, places, parameters[1:])
+        total = loss(given / parameters[0].exp() + shift) + parameters[1:].square().sum() / (2 * count)
+        total.backward()
+        assert parameters.grad is not None
+        return float(total.detach()), parameters.grad.double().numpy()
+
+    start = np.concatenate([[found.x], np.zeros(len(options))])
+    limits = [bounds] + [(None, None)] * len(options)
+    values = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=limits, options={"maxiter": 100}).x
+    bias[options] = values[1:]
+    return float(np.exp(values[0])), bias

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+
+from dspy_router.heads import OptionHead, softmax
+from dspy_router.learning.calibration import (
+    FEWEST_ROWS,
+    calibrate,
+    expected_calibration_error,
+    held_out,
+    reliability,
+)
+from dspy_router.learning.rows import Objective, TargetRows
+
+
+def drawn(rows: int, options: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and labels drawn with exactly their softmax."""
+    random = np.random.default_rng(seed)
+    logits = 2 * random.standard_normal((rows, options)).astype(np.float32)
+    return logits, (logits + random.gumbel(size=logits.shape)).argmax(axis=1)
+
+
+def error(logits: np.ndarray, labels: np.ndarray) -> float:
+    probabilities = softmax(logits)
+    return expected_calibration_error(probabilities.max(1), probabilities.argmax(1) == labels)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
+def test_the_temperature_is_found_and_calibrates_rows_not_fitted_to(factor: float) -> None:
+    logits, labels = drawn(3000)
+    calibration = calibrate(factor * logits, TargetRows.from_labels(labels, 4))
+    assert calibration is not None
+    assert calibration.temperature == pytest.approx(factor, rel=0.1)
+    assert calibration.loss <= calibration.loss_before
+    new_logits, new_labels = drawn(20000, seed=1)
+    assert error(calibration(factor * new_logits), new_labels) < 0.02
+    if factor != 1.0:
+        assert error(factor * new_logits, new_labels) > 0.05
+
+
+def test_biases_are_fitted_where_an_option_is_claimed_too_often() -> None:
+    logits, labels = drawn(3000)
+    shift = np.array([2.0, 0, 0, 0], np.float32)
+    calibration = calibrate(logits + shift, TargetRows.from_labels(labels, 4))
+    assert calibration is not None
+    bias = calibration.bias - calibration.bias.mean()
+    np.testing.assert_allclose(bias, -(shift - shift.mean()), atol=0.25)
+    new_logits, new_labels = drawn(20000, seed=1)
+    assert error(calibration(new_logits + shift), new_labels) < 0.02
+
+
+def test_no_biases_where_none_are_needed() -> None:
+    logits, labels = drawn(400)
+    calibration = calibrate(logits, TargetRows.from_labels(labels, 4))
+    assert calibration is not None
+    assert not calibration.bias.any()
+
+
+def test_an_option_with_few_rows_gets_no_bias() -> None:
+    logits, labels = drawn(3000)
+    keep = np.concatenate([np.flatnonzero(labels != 3), np.flatnonzero(labels == 3)[:10]])
+    shift = np.array([2.0, 0, 0, 0], np.float32)
+    calibration = calibrate(logits[keep] + shift, TargetRows.from_labels(labels[keep], 4))
+    assert calibration is not None
+    assert calibration.bias[0] < calibration.bias[1] - 1.5
+    assert calibration.bias[3] == 0
+
+
+def test_a_calibrated_head_has_the_calibrated_logits() -> None:
+    random = np.random.default_rng(0)
+    head = OptionHead(torch.eye(4, 8))
+    with torch.no_grad():
+        head.bias.copy_(torch.tensor([0.5, -1.0, 0.0, 2.0]))
+    vectors = random.standard_normal((2000, 8)).astype(np.float32)
+    before = head(torch.from_numpy(vectors)).detach().numpy()
+    labels = (0.5 * before + [1.5, 0, 0, 0] + random.gumbel(size=before.shape)).argmax(axis=1)
+    calibration = calibrate(before, TargetRows.from_labels(labels, 4))
+    assert calibration is not None
+    assert calibration.bias.any()
+    calibration.apply(head)
+    np.testing.assert_allclose(head(torch.from_numpy(vectors)).detach().numpy(), calibration(before), atol=1e-4)
+
+
+def test_partial_knowledge_and_teachers_calibrate_too() -> None:
+    logits, labels = drawn(4000)
+    possible = np.ones((4000, 4), bool)
+    tried = np.random.default_rng(2).integers(4, size=4000)  # one option tried: right, or ruled out
+    possible[np.arange(4000), tried] = False
+    possible[tried == labels] = np.eye(4, dtype=bool)[labels[tried == labels]]
+    for rows in (
+        TargetRows.of(Objective.LIKELIHOOD, possible),
+        TargetRows.of(Objective.DISTRIBUTION, softmax(logits)),
+    ):
+        calibration = calibrate(3 * logits, rows)
+        assert calibration is not None
+        assert calibration.temperature == pytest.approx(3, rel=0.15)
+
+
+def test_rewards_take_no_part() -> None:
+    logits, labels = drawn(1000)
+    rewards = np.random.default_rng(1).random((1000, 4))
+    mixed = TargetRows.joined([TargetRows.from_labels(labels, 4), TargetRows.of(Objective.REWARD, rewards)])
+    alone = calibrate(logits, TargetRows.from_labels(labels, 4))
+    both = calibrate(np.concatenate([logits, logits]), mixed)
+    assert alone is not None
+    assert both is not None
+    assert both.temperature == alone.temperature
+    assert calibrate(logits, TargetRows.of(Objective.REWARD, rewards)) is None
+
+
+def test_too_few_rows_are_left_alone() -> None:
+    logits, labels = drawn(FEWEST_ROWS)
+    assert calibrate(logits, TargetRows.from_labels(labels, 4)) is not None
+    assert calibrate(logits[1:], TargetRows.from_labels(labels[1:], 4)) is None
+    assert held_out(5 * FEWEST_ROWS - 1) is None
+
+
+def test_a_fifth_is_held_out_by_seed() -> None:
+    first, again, other = held_out(1000), held_out(1000), held_out(1000, seed=1)
+    assert first is not None
+    assert other is not None
+    assert first.sum() == other.sum() == 200
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_error_is_that_of_a_hand_count() -> None:
+    claimed = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
+    right = np.array([1, 1, 1, 0, 1, 1])
+    assert expected_calibration_error(claimed, right, bins=10) == pytest.approx((4 * 0.2 + 2 * 0.45) / 6)
+
+
+def test_edges_belong_to_the_bin_below_and_zero_to_the_first() -> None:
+    table = reliability(np.array([0.0, 0.5, 0.5, 1.0]), np.ones(4), bins=2)
+    assert table.rows.tolist() == [3, 1]
+
+
+def test_an_empty_table_renders_and_has_no_error() -> None:
+    table = reliability(np.array([]), np.array([]))
+    assert np.isnan(table.error)
+    assert "claimed" in str(table)
+    assert "<table" in table._repr_html_()
+
+
+def test_bad_input_is_refused_with_the_value() -> None:
+    with pytest.raises(ValueError, match=r"1\.5"):
+        reliability(np.array([1.5]), np.array([1]))
+    with pytest.raises(ValueError, match="nan"):
+        reliability(np.array([0.5]), np.array([np.nan]))
+    with pytest.raises(ValueError, match=r"\(2,\)"):
+        reliability(np.zeros(2), np.zeros(3))
+    with pytest.raises(ValueError, match=r"\(3, 4\)"):
+        calibrate(np.zeros((3, 4)), TargetRows.from_labels(np.zeros(3, int), 5))
