@@ -38,6 +38,7 @@ class _Option(_Strict):
     name: str
     description: str
     arguments: list[str]
+    argument_descriptions: list[str] = []
     value: str | int | bool | None
     spoken: str | None
 
@@ -153,6 +154,7 @@ def _option_state(option: Option) -> _Option:
         name=option.name,
         description=option.description,
         arguments=list(option.arguments),
+        argument_descriptions=list(option.argument_descriptions),
         value=value,
         spoken=option.spoken,
     )
@@ -167,7 +169,14 @@ def _parse_route(saved: _Route, encoder: Encoder) -> DifferentiableRoute:
         raise RouteError(f"The saved state of a DecisionClient is damaged: {error} Save the program again.") from error
     options = {
         field.name: tuple(
-            Option(option.name, option.description, tuple(option.arguments), option.value, option.spoken)
+            Option(
+                option.name,
+                option.description,
+                tuple(option.arguments),
+                option.value,
+                option.spoken,
+                tuple(option.argument_descriptions),
+            )
             for option in field.options
         )
         for field in saved.fields

@@ -21,7 +21,7 @@ from dspy_router.decisions import decide
 from dspy_router.encoders.base import Encoder
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
-from dspy_router.options import Option
+from dspy_router.options import Option, encode_options
 from dspy_router.route import DifferentiableRoute
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _head(route: DifferentiableRoute, name: str, question: Mapping[str, Any]) ->
     options = described_options(field, criteria_by_option(field.kind, question.get("criteria")))
     if options == field.options:
         return head
-    texts = tuple(option.text for option in options)
+    texts = tuple(option.texts for option in options)
     if route.encoder.trainable:  # its vectors change
         return _head_with_options.__wrapped__(head, head.version, route.encoder, texts)
     return _head_with_options(head, head.version, route.encoder, texts)
@@ -160,7 +160,9 @@ def described_options(field: DecisionField, criteria: Mapping[str, str]) -> tupl
 
 
 @lru_cache(maxsize=16)
-def _head_with_options(head: "OptionHead", version: Hashable, encoder: Encoder, texts: tuple[str, ...]) -> "OptionHead":
+def _head_with_options(
+    head: "OptionHead", version: Hashable, encoder: Encoder, texts: tuple[tuple[str, ...], ...]
+) -> "OptionHead":
     import torch
 
-    return head.with_options(torch.from_numpy(encoder.encode(list(texts))))
+    return head.with_options(torch.from_numpy(encode_options(texts, encoder.encode)))

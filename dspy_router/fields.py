@@ -161,7 +161,12 @@ def _described(option: Option, by_name: Mapping[str, Option]) -> Option:
     tool = by_name.get(option.name)
     if tool is None:
         return option
-    return replace(option, description=tool.description or option.description, arguments=tool.arguments)
+    return replace(
+        option,
+        description=tool.description or option.description,
+        arguments=tool.arguments,
+        argument_descriptions=tool.argument_descriptions,
+    )
 
 
 def _enum_options(annotation: Any) -> tuple[Option, ...] | None:

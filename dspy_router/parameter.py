@@ -11,9 +11,12 @@ from dspy.predict.parameter import Parameter
 
 from dspy_router.encoders.base import Encoder
 from dspy_router.fields import DecisionField
+from dspy_router.options import encode_options
 
 if TYPE_CHECKING:
+    from dspy_router.guard_report import GuardReport
     from dspy_router.heads import RouteHead
+    from dspy_router.training_record import TrainingRecord
 
 _building = threading.Lock()
 
@@ -30,6 +33,8 @@ class RouteParameter(Parameter):
         self.fields = tuple(fields)
         self.encoder = encoder
         self.origin = uuid.uuid4().hex  # the same in every copy, by which a copy is known
+        self.record: TrainingRecord | None = None
+        self.guard: GuardReport | None = None
         self._head: RouteHead | None = None
 
     @property
@@ -40,6 +45,15 @@ class RouteParameter(Parameter):
                 if self._head is None:
                     self._head = self._build()
         return self._head
+
+    @property
+    def digest(self) -> str:
+        """Another one after every change of the head or the options."""
+        return "-".join(self.head[field.name].digest for field in self.fields)
+
+    def replace(self, fields: Sequence[DecisionField], head: "RouteHead") -> None:
+        """Decide among other options from now on."""
+        self.fields, self._head = tuple(fields), head
 
     async def build(self) -> None:
         """Build the head, unless it is there, and leave the event loop free meanwhile."""
@@ -53,7 +67,7 @@ class RouteParameter(Parameter):
 
         heads = []
         for field in self.fields:
-            vectors = self.encoder.encode([option.text for option in field.options])
+            vectors = encode_options([option.texts for option in field.options], self.encoder.encode)
             heads.append(OptionHead(torch.from_numpy(vectors)))
         return RouteHead([field.name for field in self.fields], heads)
 
@@ -64,7 +78,7 @@ class RouteParameter(Parameter):
         """The saved form, the same in every mode: see `dspy_router.persistence`."""
         from dspy_router.persistence import route_state
 
-        return route_state(self.fields, self.head, self.encoder)
+        return route_state(self.fields, self.head, self.encoder, self.record, self.guard)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a saved state, whole or not at all.
@@ -79,10 +93,10 @@ class RouteParameter(Parameter):
         """
         from dspy_router.persistence import parse_route_state
 
-        head, network = parse_route_state(state, self.fields, self.encoder)
-        if network:
-            self.encoder.take_weights(network, self)  # type: ignore[attr-defined]
-        self._head = head
+        saved = parse_route_state(state, self.fields, self.encoder)
+        if saved.network:
+            self.encoder.take_weights(saved.network, self)  # type: ignore[attr-defined]
+        self._head, self.record, self.guard = saved.head, saved.record, saved.guard
 
     def __getstate__(self) -> dict[str, Any]:
         # A frozen encoder is pickled without its weights, so the head keeps what they were.
@@ -100,5 +114,6 @@ class RouteParameter(Parameter):
         copied = RouteParameter(self.fields, copy.deepcopy(self.encoder, memo))
         memo[id(self)] = copied
         copied.origin = self.origin
+        copied.record, copied.guard = self.record, self.guard
         copied._head = copy.deepcopy(self._head, memo)
         return copied

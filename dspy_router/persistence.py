@@ -3,8 +3,9 @@
 A route's state is a JSON object: a format name, its version and the release that wrote it, the fields with their
 options, the encoder's fingerprint, the tensors as base64 of safetensors bytes, and a SHA-256 of all that. It holds
 no pickle and no weights of a frozen encoder; the weights of a `TokenEncoder` are part of what was trained and are in
-it. Tensors that are all zero, as in a head that has learned nothing yet, are left out. Version 1 had neither
-checksum nor release and left nothing out; it is still read.
+it. Tensors that are all zero, as in a head that has learned nothing yet, are left out. What the route remembers of its
+training, and what it promises, stand beside them. Version 2 had neither of these two, version 1 no checksum, no
+release and left nothing out; both are still read.
 
 Reading trusts nothing that a state says. The checksum tells a damaged state from a sound one; it is no signature, so
 a state that somebody made on purpose passes the same checks of types, names, shapes and values. Nothing in a state
@@ -21,10 +22,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -33,18 +36,40 @@ import dspy_router
 from dspy_router.encoders.base import Encoder, Fingerprint, shortened
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
+from dspy_router.guard_report import GuardReport
 from dspy_router.heads import OptionHead, RouteHead
+from dspy_router.training_record import TrainingRecord
 
 FORMAT = "dspy_router.route"
-VERSION = 2
-KEYS = {"format", "version", "release", "fields", "encoder", "tensors", "sha256"}
-KEYS_OF_VERSION_1 = {"format", "version", "fields", "encoder", "tensors"}
+VERSION = 3
+KEYS = {
+    1: {"format", "version", "fields", "encoder", "tensors"},
+    2: {"format", "version", "release", "fields", "encoder", "tensors", "sha256"},
+    3: {"format", "version", "release", "fields", "encoder", "tensors", "training", "guard", "sha256"},
+}
 ENCODER = "encoder."  # before the names of a trainable encoder's tensors; a field's have its name and a "/" before
+_GUARD = TypeAdapter(GuardReport)
 HEADER_BYTES_A_TENSOR = 256  # of safetensors: dtype, up to five dimensions and two offsets of 20 digits
 AFTER_DAMAGE = "Load another copy of the file, or save the program again."
 
 
-def route_state(fields: Sequence[DecisionField], head: RouteHead, encoder: Encoder) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SavedRoute:
+    """What a state describes: the head, the encoder's trained weights if it has any, the record and the guard."""
+
+    head: RouteHead
+    network: dict[str, Tensor]
+    record: TrainingRecord | None
+    guard: GuardReport | None
+
+
+def route_state(
+    fields: Sequence[DecisionField],
+    head: RouteHead,
+    encoder: Encoder,
+    record: TrainingRecord | None,
+    guard: GuardReport | None,
+) -> dict[str, Any]:
     """A route's state as a JSON-compatible object; tensors are kept bit for bit.
 
     Raises:
@@ -76,14 +101,14 @@ def route_state(fields: Sequence[DecisionField], head: RouteHead, encoder: Encod
             ],
             "encoder": encoder.fingerprint.to_dict(),
             "tensors": base64.b64encode(serialize(learned)).decode("ascii"),
+            "training": None if record is None else record.to_state(),
+            "guard": None if guard is None else guard.to_dict(),
         }
     )
 
 
-def parse_route_state(
-    state: Any, fields: Sequence[DecisionField], encoder: Encoder
-) -> tuple[RouteHead, dict[str, Tensor]]:
-    """The head that a state describes, and the encoder's trained weights if it holds any.
+def parse_route_state(state: Any, fields: Sequence[DecisionField], encoder: Encoder) -> SavedRoute:
+    """What a state describes.
 
     Nothing is changed in the caller's objects: a route loads only what came through here whole.
 
@@ -106,7 +131,20 @@ def parse_route_state(
         head.load_state_dict({name: whole[f"{field}/{name}"] for name in head.state_dict()})
         _require_decidable(field, head)
     network = {name: whole[f"{ENCODER}{name}"] for name in network_state(encoder)}
-    return RouteHead(list(heads), list(heads.values())), network
+    record, guard = None, None
+    if state.get("training") is not None:
+        options = {field.name: field.option_names for field in fields}
+        record = TrainingRecord.from_state(state["training"], options, encoder.dimension)
+    if state.get("guard") is not None:
+        guard = _parse_guard(state["guard"])
+    return SavedRoute(RouteHead(list(heads), list(heads.values())), network, record, guard)
+
+
+def _parse_guard(saved: Any) -> GuardReport:
+    try:
+        return _GUARD.validate_json(json.dumps(saved), strict=True)
+    except ValidationError as error:
+        raise RouteError(f"The saved guard is damaged: {shortened(str(error), 200)}. {AFTER_DAMAGE}") from error
 
 
 def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,7 +242,7 @@ def _require_version(state: Any) -> int:
             f"{dspy_router.__version__}, reads versions 1 to {VERSION}. Load it with the release that wrote it, or a "
             "later one."
         )
-    keys = KEYS if version > 1 else KEYS_OF_VERSION_1
+    keys = KEYS[version]
     if set(state) != keys:
         raise RouteError(
             f"The saved state is damaged: {sorted(keys - set(state))} are missing and {len(set(state) - keys)} unknown "

@@ -1,8 +1,9 @@
 import dspy
+import numpy as np
 import pytest
 
 from dspy_router import RouteError
-from dspy_router.options import Option, parse_tools
+from dspy_router.options import Option, encode_options, parse_tools
 
 
 def search(query: str, limit: int = 3) -> str:
@@ -56,3 +57,22 @@ def test_option_text_reads_as_words() -> None:
     )
     assert Option("GetWeather").text == "get weather"
     assert Option("a", "b", ("c",)).text == "a: b. Arguments: c"
+
+
+def test_descriptions_of_arguments_are_part_of_the_text() -> None:
+    option = Option("ring", "Ring it", ("bell_name", "times"), argument_descriptions=("Which one.", ""))
+    assert option.text == "ring: Ring it. Arguments: bell name: Which one.; times"
+    assert option.texts == ("ring", "Ring it", option.text)
+
+
+def test_an_option_that_is_only_a_name_has_its_vector_to_the_bit() -> None:
+    vector = np.array([0.6, 0.8], np.float32)
+    assert np.array_equal(encode_options([Option("card_arrival").texts], lambda texts: vector[None])[0], vector)
+
+
+def test_an_options_vector_is_the_unit_mean_of_its_texts() -> None:
+    vectors = {"a": [1, 0, 0], "b": [0, 1, 0], "a: b": [0, 0, 1], "c": [0, 1, 0]}
+    encoded = encode_options([("a", "b", "a: b"), ("c",)], lambda texts: np.array([vectors[text] for text in texts]))
+    np.testing.assert_allclose(encoded, [[3**-0.5] * 3, [0, 1, 0]], rtol=1e-6)
+    # Texts that say nothing to an encoder stay without direction.
+    assert not encode_options([("a", "b")], lambda texts: np.zeros((len(texts), 3))).any()

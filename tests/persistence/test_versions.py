@@ -1,4 +1,4 @@
-"""Files of every version: `version_1.json` and `version_2.json` were written by the releases of their time."""
+"""Files of every version, each written by the code of its time; that of version 3 has a guard and a record."""
 
 import base64
 import json
@@ -30,6 +30,8 @@ def test_a_file_of_every_version_loads_bit_for_bit(version: int) -> None:
     assert {f"fruit/{name}": tensor.tolist() for name, tensor in route.head["fruit"].state_dict().items()} == {
         name: tensor.tolist() for name, tensor in tensors.items()
     }
+    assert (route.promise is not None, route.learned.record is not None) == (version > 2, version > 2)
+    route.learned.guard = None
     requests = fruit_requests(12, seed=7)
     assert [route(request=example.request).fruit for example in requests] == [example.wanted for example in requests]
 
@@ -64,6 +66,7 @@ def test_version_1_leaves_no_tensor_out() -> None:
     del state["release"], state["sha256"]
     route.load_state({"learned": state})
     untrained = {**fruit_route().learned.dump_state(), "version": 1}
-    del untrained["release"], untrained["sha256"]
+    for name in ("release", "training", "guard", "sha256"):
+        del untrained[name]
     with pytest.raises(RouteError, match=r"\['fruit/bias', 'fruit/shared_map', 'fruit/weight'\] are missing"):
         route.load_state({"learned": untrained})
