@@ -31,6 +31,7 @@ benchmarks: $(VENV)/installed
 	$(PYTHON) benchmarks/offline.py
 	$(PYTHON) benchmarks/decision_client.py
 	$(PYTHON) benchmarks/concurrency.py
+	$(PYTHON) benchmarks/risk.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

@@ -34,6 +34,9 @@ class Decision:
             when the likeliest option is taken, which is what a route does unless it is told to explore.
         text: The input text the encoder read.
         empty_input: True if there was no text, so that the head's bias alone decided.
+        abstained: True if the route declined. `name` is then what the fallback chose, or without one what the route
+            would have; nobody learns from it.
+        score: How far the decision can be relied on, higher being surer; only where a guard is set.
         id: Unique; a reward that arrives later can name it.
     """
 
@@ -44,6 +47,8 @@ class Decision:
     propensity: float
     text: str
     empty_input: bool = False
+    abstained: bool = False
+    score: float | None = None
     id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -179,6 +184,7 @@ def decide(
     selected: str,
     text: str,
     possible: Collection[str] | None = None,
+    score: float | None = None,
 ) -> Decision:
     """Make and announce a decision: the option the current context's chooser takes, or without one `selected`.
 
@@ -195,6 +201,7 @@ def decide(
         propensity=propensity,
         text=text,
         empty_input=not text.strip(),
+        score=score,
     )
     announce(route, decision)
     return decision

@@ -182,7 +182,9 @@ class LoggedRun(Sequence["Decision"]):
             self.log.write([late.to_json()], timeout=_patience(self.log.path))
 
     def record(self, route: Any, decision: "Decision") -> None:
-        """Append a decision that `route` has just made."""
+        """Append a decision that `route` has just made; one that it declined was not its own."""
+        if decision.abstained:
+            return
         with self._lock:
             calls = self._calls.setdefault(route, Counter())
             occurrence = calls[decision.field]

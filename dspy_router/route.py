@@ -3,32 +3,35 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import dspy
 from dspy.signatures.signature import ensure_signature
 
-from dspy_router.decision_types import selected
-from dspy_router.decisions import Decision, decide
+from dspy_router.deciding import Call, policies, read_call, settled
 from dspy_router.encoders.base import Encoder
 from dspy_router.encoders.choose import as_encoder
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField, decision_fields, input_text
 from dspy_router.options import Tools
 from dspy_router.parameter import RouteParameter
+from dspy_router.route_changes import RouteChanges
+from dspy_router.route_queries import RouteQueries, example_inputs
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
+    from dspy_router.auditing import Audit
+    from dspy_router.deciding import Policies
     from dspy_router.decision_client import DecisionClient
     from dspy_router.heads import RouteHead
 
 # What `dspy.Predict` takes beside its inputs: meaningless to a route, accepted so that call sites need no change.
+OnAbstain = Literal["none", "raise"]
 PREDICT_ARGUMENTS = ("config", "demos", "lm", "signature")
 
 
-class DifferentiableRoute(dspy.Module):
+class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
     """Decide the output fields of a signature with a small trained head on frozen sentence embeddings.
 
     Call it as a `dspy.Predict`. Before training it decides by the options' descriptions; `RouteFinetune` trains it.
@@ -39,6 +42,10 @@ class DifferentiableRoute(dspy.Module):
         tools: `dspy.Tool`s, callables, names, `(name, description)` pairs or a name-to-description dict.
         encoder: The name of a sentence-transformers model, an encoder, or a callable from a list of strings
             to an array; all-MiniLM-L6-v2 by default.
+        fallback: Answers where the guard declines: any module with the route's inputs and outputs, usually the old
+            planner.
+        on_abstain: Without a fallback, whether the outputs are then None (`"none"`) or an `AbstainError` is raised
+            (`"raise"`).
         callbacks: DSPy callbacks of this module.
 
     Raises:
@@ -60,9 +67,15 @@ class DifferentiableRoute(dspy.Module):
         tools: Tools | None = None,
         *,
         encoder: Encoder | str | Callable[[list[str]], Any] | None = None,
+        fallback: dspy.Module | None = None,
+        on_abstain: OnAbstain = "none",
         callbacks: list[Any] | None = None,
     ) -> None:
         super().__init__(callbacks=callbacks)
+        if on_abstain not in get_args(OnAbstain):
+            raise RouteError(f"on_abstain={on_abstain!r}; give 'none' or 'raise'.")
+        self.fallback = fallback
+        self.on_abstain = on_abstain
         self.signature = ensure_signature(signature)
         self.learned = RouteParameter(decision_fields(self.signature, tools), as_encoder(encoder))
 
@@ -135,15 +148,35 @@ class DifferentiableRoute(dspy.Module):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Decide for one input; call the route itself, so that callbacks see it."""
-        text = self.text(inputs)
-        return self._decide(text, self.encoder.encode_one(text))
+        call = read_call(self, inputs)
+        return self._answer(call, self.encoder.encode_one(call.text))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """`forward` for async code."""
-        text = self.text(inputs)
-        vector = await self.encoder.aencode_one(text)
+        call = read_call(self, inputs)
+        vector = await self.encoder.aencode_one(call.text)
         await self.learned.build()
-        return self._decide(text, vector)
+        thought = policies(self, call, vector)
+        audit = self._drawn_by(thought)
+        if thought.declined and self.fallback is not None:
+            return settled(self, thought, await self.fallback.acall(**call.inputs))
+        prediction = settled(self, thought)
+        if audit is not None:
+            await audit.acheck(self, call, prediction)
+        return prediction
+
+    def _answer(self, call: Call, vector: "np.ndarray") -> dspy.Prediction:
+        thought = policies(self, call, vector)
+        audit = self._drawn_by(thought)
+        if thought.declined and self.fallback is not None:
+            return settled(self, thought, self.fallback(**call.inputs))
+        prediction = settled(self, thought)
+        if audit is not None:
+            audit.check(self, call, prediction)
+        return prediction
+
+    def _drawn_by(self, thought: "Policies") -> "Audit | None":
+        return self._audit if self._audit is not None and self._audit.draws(self, thought) else None
 
     def batch(self, examples: Sequence[Any], *args: Any, **settings: Any) -> Any:
         """Decide for many inputs in one encoder pass.
@@ -159,37 +192,9 @@ class DifferentiableRoute(dspy.Module):
         """
         if settings.get("return_failed_examples"):
             return super().batch(list(examples), *args, **settings)
-        texts = [self.text(_inputs(example)) for example in examples]
-        vectors = self.encoder.encode(texts)
-        return [self._decide(text, vector) for text, vector in zip(texts, vectors, strict=True)]
-
-    def logits(self, inputs: Sequence[Any], field: str | None = None) -> "torch.Tensor":
-        """Logits [n, k] of texts, dicts or examples, differentiable in the head's parameters.
-
-        Args:
-            inputs: Texts are taken as they are; dicts and examples become text as in a call.
-            field: Which field's logits; needed only if the route decides several.
-
-        Raises:
-            RouteError: If `field` is unknown, or missing where there are several.
-        """
-        names = [decided.name for decided in self.fields]
-        if field is None and len(names) > 1:
-            raise RouteError(f"field={field!r}: this route decides {names}; name one of them.")
-        name = self.field(field or names[0]).name
-        texts = [entry if isinstance(entry, str) else self.text(_inputs(entry)) for entry in inputs]
-        logits: torch.Tensor = self.head[name](self.vectors(texts))
-        return logits
-
-    def vectors(self, texts: Sequence[str]) -> "torch.Tensor":
-        """The encoder's vectors [n, d]; differentiable only where the encoder is trainable."""
-        import torch
-
-        if self.encoder.trainable:
-            network, ids = self.encoder.network, self.encoder.token_ids(list(texts))  # type: ignore[attr-defined]
-            trained: torch.Tensor = network(ids)
-            return trained
-        return torch.from_numpy(self.encoder.encode(texts))
+        calls = [read_call(self, example_inputs(example)) for example in examples]
+        vectors = self.encoder.encode([call.text for call in calls])
+        return [self._answer(call, vector) for call, vector in zip(calls, vectors, strict=True)]
 
     def load(self, path: str | Path, *args: Any, **settings: Any) -> None:
         """Load a saved route, as every DSPy module does; the arguments are the same.
@@ -218,33 +223,6 @@ class DifferentiableRoute(dspy.Module):
             )
         return {name: value for name, value in inputs.items() if name in names or name not in PREDICT_ARGUMENTS}
 
-    def _decide(self, text: str, vector: "np.ndarray") -> dspy.Prediction:
-        outputs: dict[str, Any] = {}
-        decisions: dict[str, Decision] = {}
-        for field in self.fields:
-            policy = self.head[field.name].policy(vector)
-            probabilities = dict(zip(field.option_names, policy.tolist(), strict=True))
-            decision = decide(self, field.name, probabilities, selected(field.kind, probabilities), text)
-            decisions[field.name] = decision
-            outputs[field.name] = field.typed(decision.name, probabilities, decision.confidence)
-        evidence: dict[str, Any] = {"decisions": decisions}
-        if len(decisions) == 1:
-            evidence |= {
-                "decision": decision,
-                "probabilities": decision.probabilities,
-                "confidence": decision.confidence,
-            }
-        return dspy.Prediction(**outputs, **{name: value for name, value in evidence.items() if name not in outputs})
-
     def __repr__(self) -> str:
         sizes = ", ".join(f"{field.name} among {len(field.options)}" for field in self.fields)
         return f"DifferentiableRoute({sizes})"
-
-
-def _inputs(example: Any) -> Mapping[str, Any]:
-    if isinstance(example, dspy.Example):
-        inputs: Mapping[str, Any] = example.inputs().toDict() if example._input_keys is not None else example.toDict()
-        return inputs
-    if isinstance(example, Mapping):
-        return example
-    raise RouteError(f"{example!r} is no input: give a dspy.Example, or a dict of the signature's inputs.")

@@ -13,6 +13,8 @@ inherit the span around them, so there it begins a trace of its own. It gets, fo
     dspy_router.<field>.probabilities  JSON object, option to probability: the 20 likeliest, likeliest first
     dspy_router.<field>.options        how many options there were
     dspy_router.<field>.id             `Decision.id`, by which a reward can name the decision later
+    dspy_router.<field>.score          where a guard is set, what it held against its threshold
+    dspy_router.<field>.abstained      and whether it declined
 
 A decision without a span of its own (`route.batch`, or a program that only its caller traces) becomes an event
 `dspy_router.decision` with these attributes on whatever span is current. OpenTelemetry keeps the last 128 events of a
@@ -109,6 +111,8 @@ def decision_attributes(decision: "Decision") -> dict[str, str | float | int]:
         "options": len(decision.probabilities),
         "id": decision.id,
     }
+    if decision.score is not None:
+        values |= {"score": decision.score, "abstained": decision.abstained}
     return {f"{PREFIX}.{decision.field}.{name}": value for name, value in values.items()}
 
 

@@ -22,6 +22,31 @@ MESSAGES = [
     ("We need a quote for fifty seats today", "sales", True),
 ]
 
+TEAMS = {
+    "billing": "Invoices, charges and refunds.",
+    "technical": "Crashes, errors and slow pages.",
+    "sales": "Prices, plans and quotes.",
+}
+PHRASES = {
+    "billing": ["my invoice of {} is wrong", "refund the charge of {}", "why was my card charged {}"],
+    "technical": ["the page {} crashes", "error {} when I log in", "report {} loads slowly"],
+    "sales": ["a quote for {} seats", "what does plan {} cost", "is there a discount for {} users"],
+}
+
+
+def team_messages(count: int, *, seed: int) -> list[dspy.Example]:
+    examples = []
+    for number in range(count):
+        team = list(TEAMS)[number % 3]
+        message = PHRASES[team][number // 3 % 3].format(f"{seed}-{number}")
+        examples.append(dspy.Example(message=message, team=team).with_inputs("message"))
+    return examples
+
+
+class OldPlanner(dspy.Module):
+    def forward(self, message: str) -> dspy.Prediction:
+        return dspy.Prediction(team="sales")
+
 
 def search(query: str) -> str:
     """Look up facts on the web."""
@@ -52,13 +77,18 @@ def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "answer_is_right": lambda example, prediction, trace=None: example.answer == prediction.answer,
         "trainset": examples,
         "valset": examples[::2],
+        "TEAMS": TEAMS,
+        "old_planner": OldPlanner(),
+        "sorted_messages": team_messages(400, seed=0),
+        "new_messages": team_messages(400, seed=1),
+        "right_team": lambda example, prediction: example.team == prediction.team,
         "labelled": [
             dspy.Example(message=message, team=team, urgent=urgent).with_inputs("message")
             for message, team, urgent in MESSAGES
         ],
     }
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, names)
     routed = names["routed"]
@@ -67,3 +97,6 @@ def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (tmp_path / "assistant.json").exists()
     answer = names["triage"](message="I was charged twice for my invoice")
     assert (answer.team, isinstance(answer.urgent, bool)) == ("billing", True)
+    assert names["report"].coverage > 0.9
+    assert names["guarded"].promise is None
+    assert names["guarded"].field("team").option_names[-1] == "legal"

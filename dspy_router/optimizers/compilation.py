@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.learning.fit import FitSettings
+from dspy_router.optimizers.calibrating import calibrate_routes
 from dspy_router.optimizers.exploration import explore
 from dspy_router.optimizers.frontier import FrontierPoint, frontier
 from dspy_router.optimizers.learner import FieldRows, agreement, field_rows, fit_routes
@@ -96,10 +97,13 @@ class Compilation:
         self.budget(0)
         self.warm()
         student = {name: copy.deepcopy(route.learned) for name, route in self.routes.items()}
+        for route in self.routes.values():
+            route.learned.guard = None  # rollouts need decisions, and a promise is about the head it was made for
         validation_before = self.validate("validation of the student")
         self.progress.figure("validation_before", validation_before)
         self.gather()
         rows = self.fit()
+        calibration = calibrate_routes(rows, self.settings.seed)
         train_after = agreement(rows)
         validation_after = self.validate("validation of the trained program")
         self.progress.figure("validation_candidate", validation_after)
@@ -129,6 +133,7 @@ class Compilation:
             noise=self.reading.noise,
             cost_unit=cost_unit,
             frontier=frontier_points,
+            calibration=calibration if helped else (),
             **self.spent(),
         )
         if self.settings.log_dir is not None:

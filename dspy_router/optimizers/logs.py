@@ -66,6 +66,8 @@ def logged_feedback(
         else:
             if row.encoder and row.encoder != routes[owners[0]].encoder.fingerprint.weights[: len(row.encoder)]:
                 noted["rows made with another encoder, encoded anew"] += 1
+            if len(set(row.candidates)) < len(routes[owners[0]].field(row.field).options):
+                noted["rows with fewer candidates than there are options"] += 1
             if not row.has_propensity and row.source in ("log", "rollout"):
                 noted[f"rows with propensity {_named(row.propensity)}, used where none is needed"] += 1
             propensity = row.propensity if row.has_propensity else None
@@ -87,8 +89,8 @@ def with_example_keys(rows: Sequence[Feedback], routes: Routes, examples: Sequen
 
 
 def _fits(row: Feedback, field: DecisionField) -> bool:
-    """Whether the row decides the field among its options, in whatever order the logger listed them."""
-    return row.field == field.name and set(row.candidates) == set(field.option_names)
+    """Whether the row decides the field among its options, or among some: a call had candidates, or there are new."""
+    return row.field == field.name and set(row.candidates) <= set(field.option_names)
 
 
 def _misfit(row: Feedback, routes: Routes) -> str:

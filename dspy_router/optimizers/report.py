@@ -1,12 +1,13 @@
 """What a compile did, as an object that renders."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from dspy_router.optimizers.calibrating import FieldCalibration
 from dspy_router.optimizers.frontier import FrontierPoint
 from dspy_router.optimizers.outcomes import CostUnit
 
@@ -37,6 +38,7 @@ class FinetuneReport:
         cost_unit: What the frontier counts as cost.
         frontier: What routes trained for other weights of the cost would earn and cost, cheapest last; empty if runs
             cost nothing.
+        calibration: By field, what made the probabilities of the program returned say how often they are right.
         seconds: Wall time of the compile.
         seed: The seed it can be repeated with.
     """
@@ -58,12 +60,14 @@ class FinetuneReport:
     noise: float
     cost_unit: CostUnit
     frontier: tuple[FrontierPoint, ...]
+    calibration: tuple[FieldCalibration, ...]
     seconds: float
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-compatible values."""
-        return asdict(self)
+        calibration = [found.to_dict() for found in self.calibration]
+        return {**asdict(replace(self, calibration=())), "calibration": calibration}
 
     def _table(self, form: str) -> str:
         def share(value: float | None) -> str:
@@ -83,6 +87,10 @@ class FinetuneReport:
         for name, counts in (("used in part", self.noted), ("set aside", self.set_aside)):
             if counts:
                 lines.insert(1, [name, ", ".join(f"{count:,} {reason}" for reason, count in counts.items()), ""])
+        for found in self.calibration:
+            error = f"expected error {found.before.error:.3f} before, {found.after.error:.3f} after"
+            basis = f"{found.rows:,} held-out rows, temperature {found.temperature:.2f}"
+            lines.insert(-2, [f"calibration of {found.field!r}", error, basis])
         if self.noise:
             lines.insert(-1, ["noise of the metric", f"{self.noise:.1%} of its rewards are wrong", ""])
         return tabulate(lines, tablefmt=form, disable_numparse=True)

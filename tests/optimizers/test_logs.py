@@ -47,6 +47,18 @@ def accuracy(program: dspy.Module) -> float:
     return float(np.mean([right_fruit(example, program(request=example.request)) for example in test]))
 
 
+def test_rows_with_fewer_candidates_than_there_are_options_are_learned_from() -> None:
+    # A call had candidates, or the log is older than a tool.
+    rows = [
+        replace(row, candidates=tuple(sorted({row.chosen, "apple"})), propensity=1 / len({row.chosen, "apple"}))
+        for row in logged(240)
+    ]
+    found = logged_feedback(rows, ROUTES)
+    assert (len(found.rows), dict(found.set_aside)) == (240, {})
+    assert found.noted == {"rows with fewer candidates than there are options": 240}
+    assert accuracy(RouteFinetune().compile(Shop(), feedback=rows)) > 0.9
+
+
 def test_rows_of_a_log_train_a_program_alone() -> None:
     optimizer = RouteFinetune()
     program = optimizer.compile(Shop(), feedback=logged(240))
@@ -117,7 +129,7 @@ def encoder_digest() -> str:
         ({"reward": math.inf}, "rows without a reward"),
         ({"reward": None}, "rows without a reward"),
         ({"reward": None, "error": "LookupError: no shelf"}, "rows with an error in place of a reward"),
-        ({"candidates": ("apple", "banana")}, "rows from other options"),
+        ({"candidates": ("apple", "banana", "fig")}, "rows from other options"),
         ({"candidates": (*FRUIT, "kiwi")}, "rows from other options"),
         ({"field": "colour"}, "rows of a field that no route decides"),
         ({"route": "self.till"}, "rows of a route that the program does not have"),

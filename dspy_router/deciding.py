@@ -1,0 +1,181 @@
+"""From one call's inputs to what a route decides, declines or hands to its fallback: sync and async share this."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import numpy as np
+
+from dspy_router.decision_types import selected
+from dspy_router.decisions import Decision, announce, decide
+from dspy_router.errors import AbstainError, RouteError
+from dspy_router.fields import DecisionField
+
+if TYPE_CHECKING:
+    from dspy_router.route import DifferentiableRoute
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = "candidates"  # the argument of a call that is no input, unless an input has that name
+_told_of_change: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a route.
+
+    Attributes:
+        inputs: The signature's.
+        text: What the encoder reads.
+        candidates: By field, bool [k]: the options that can be chosen. Fields that are not in it have them all.
+    """
+
+    inputs: Mapping[str, Any]
+    text: str
+    candidates: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Policies:
+    """What a route thinks of a call, before anything is decided.
+
+    Attributes:
+        call: The call.
+        probabilities: By field, those of the candidates.
+        score: What the guard holds against its threshold; None where nobody asks.
+        declined: Whether the guard declines.
+    """
+
+    call: Call
+    probabilities: Mapping[str, dict[str, float]]
+    score: float | None
+    declined: bool
+
+
+def read_call(route: "DifferentiableRoute", inputs: Mapping[str, Any]) -> Call:
+    """A call's inputs and candidates.
+
+    Raises:
+        RouteError: If inputs are missing or unknown, or candidates are.
+    """
+    inputs = dict(inputs)
+    given = None if CANDIDATES in route.signature.input_fields else inputs.pop(CANDIDATES, None)
+    return Call(inputs, route.text(inputs), {} if given is None else _candidates(route, given))
+
+
+def policies(route: "DifferentiableRoute", call: Call, vector: np.ndarray) -> Policies:
+    """The policy of every field for a call's vector, and whether the guard lets the route decide by it."""
+    found = {}
+    for field in route.fields:
+        mask = call.candidates.get(field.name)
+        policy = route.head[field.name].policy(vector, mask).tolist()
+        open_ = range(len(policy)) if mask is None else np.flatnonzero(mask).tolist()
+        found[field.name] = {field.option_names[index]: policy[index] for index in open_}
+    guard, scoring = route.learned.guard, dspy.settings.get("_route_scoring", False)
+    if guard is None and not scoring:
+        return Policies(call, found, None, False)
+    from dspy_router.scoring import route_scores  # brings torch, as does the first decision
+
+    score = float(route_scores(route, vector[None], call.candidates)[0])
+    if guard is None or scoring:
+        return Policies(call, found, score, False)
+    if guard.heads != route.learned.digest and guard.heads not in _told_of_change:
+        _told_of_change.add(guard.heads)
+        logger.warning(
+            "The head or the options of %r have changed since its guard was set: it goes on declining below %s, but "
+            "promises nothing. Call guard() again.", route, guard.threshold,
+        )  # fmt: skip
+    return Policies(call, found, score, guard.threshold is None or score < guard.threshold)
+
+
+def settled(route: "DifferentiableRoute", thought: Policies, answer: Any = None) -> dspy.Prediction:
+    """Make and announce the decisions of a call, and answer it.
+
+    Args:
+        route: Decides.
+        thought: Of the call.
+        answer: The fallback's, where the route declines and has one.
+
+    Raises:
+        AbstainError: If the route declines, has no fallback and is to raise then.
+    """
+    text, outputs, decisions = thought.call.text, {}, {}
+    for field in route.fields:
+        probabilities = thought.probabilities[field.name]
+        own = selected(field.kind, probabilities)
+        if thought.declined:
+            decision, outputs[field.name] = _declined(field, thought, own, answer)
+            announce(route, decision)
+        else:
+            decision = decide(route, field.name, probabilities, own, text, score=thought.score)
+            outputs[field.name] = field.typed(decision.name, probabilities, decision.confidence)
+        decisions[field.name] = decision
+    if thought.declined and answer is None and route.on_abstain == "raise":
+        guard = route.learned.guard
+        raise AbstainError(
+            f"The route declines to decide {list(outputs)} for {text!r}: its score {thought.score:.4g} is below "
+            f"{guard.threshold if guard else None}. Give the route a fallback, or on_abstain='none'.",
+            decisions,
+        )
+    if answer is not None:
+        outputs = {**dict(answer.items()), **outputs}
+    evidence: dict[str, Any] = {"decisions": decisions}
+    if len(decisions) == 1:
+        evidence |= {
+            "decision": decision,
+            "probabilities": decision.probabilities,
+            "confidence": decision.confidence,
+        }
+    return dspy.Prediction(**outputs, **{name: value for name, value in evidence.items() if name not in outputs})
+
+
+def _declined(field: DecisionField, thought: Policies, own: str, answer: Any) -> tuple[Decision, Any]:
+    """The decision that was not made, with the fallback's choice for its name where it is an option; and the output."""
+    probabilities = thought.probabilities[field.name]
+    output, name = None, own
+    if answer is not None:
+        if field.name not in answer:
+            raise RouteError(
+                f"The fallback gave {list(answer.keys())}, without the field {field.name!r}. Its signature must have "
+                "the route's outputs."
+            )
+        output = answer[field.name]
+        index = field.index_of(output)
+        name = own if index is None else field.option_names[index]
+    return Decision(
+        field=field.name,
+        name=name,
+        probabilities=probabilities,
+        confidence=probabilities.get(name, 0.0),
+        propensity=1.0,
+        text=thought.call.text,
+        empty_input=not thought.call.text.strip(),
+        abstained=True,
+        score=thought.score,
+    ), output
+
+
+def _candidates(route: "DifferentiableRoute", given: Any) -> dict[str, np.ndarray]:
+    if not isinstance(given, Mapping):
+        if len(route.fields) > 1:
+            raise RouteError(
+                f"candidates={given!r}: this route decides {[field.name for field in route.fields]}; give a dict from "
+                "a field to its candidates."
+            )
+        given = {route.fields[0].name: given}
+    return {name: _mask(route.field(name), names) for name, names in given.items()}
+
+
+def _mask(field: DecisionField, names: Any) -> np.ndarray:
+    names = [names] if isinstance(names, str) else list(names)
+    if field.kind != "choice":
+        raise RouteError(f"candidates for {field.name!r}, which is no choice among options: leave them out.")
+    if not names or (unknown := [name for name in names if name not in field.option_names]):
+        raise RouteError(
+            f"candidates={names!r} for {field.name!r}: "
+            + (f"{unknown} are no options; " if names else "there is none to choose; ")
+            + f"its options are {list(field.option_names)}."
+        )
+    return np.isin(np.array(field.option_names, object), np.array(names, object))

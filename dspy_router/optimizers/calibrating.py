@@ -1,0 +1,124 @@
+"""After a fit: probabilities that say how often they are right, and a record of what was seen.
+
+A fifth of a field's rows is set aside, a second head is fitted to the others, and its logits for the fifth show how
+sure a head may be of what it has not seen. What is found there is applied to the head that was fitted to all rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dspy_router.heads import OptionHead, softmax
+from dspy_router.learning.calibration import Calibration, Reliability, calibrate, held_out, reliability
+from dspy_router.learning.familiarity import build_reference
+from dspy_router.learning.fit import fit_head
+from dspy_router.learning.new_options import fit_transfer
+from dspy_router.learning.reference import Reference
+from dspy_router.learning.rows import Objective, TargetRows
+from dspy_router.optimizers.learner import FieldRows
+from dspy_router.training_record import TrainingRecord
+
+Kept = TypeVar("Kept")
+
+
+@dataclass(frozen=True, eq=False)
+class FieldCalibration:
+    """How sure a field's decisions are, and how sure they may be.
+
+    Attributes:
+        field: The output field.
+        rows: Held-out rows.
+        temperature: What the logits were divided by.
+        biases: Options that got a bias of their own.
+        before: Reliability on the held-out rows as the fit left it.
+        after: With temperature and biases, which were fitted to the same rows.
+    """
+
+    field: str
+    rows: int
+    temperature: float
+    biases: int
+    before: Reliability
+    after: Reliability
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-compatible."""
+        return {
+            "field": self.field,
+            "rows": self.rows,
+            "temperature": self.temperature,
+            "biases": self.biases,
+            "expected_calibration_error_before": self.before.error,
+            "expected_calibration_error": self.after.error,
+        }
+
+
+def calibrate_routes(rows: Sequence[FieldRows], seed: int = 0) -> tuple[FieldCalibration, ...]:
+    """Calibrate the heads of all fields that have enough rows, and write down what they were fitted to.
+
+    The heads of trainable encoders stay as they are: their vectors change with them.
+    """
+    found = []
+    for entry in rows:
+        route, name = entry.route, entry.field.name
+        record = (route.learned.record or TrainingRecord()).with_texts(entry.texts)
+        if not route.encoder.trainable:
+            transfer = fit_transfer(route.head[name], route.encoder.encode(entry.texts), entry.rows, seed=seed)
+            calibration, reference = _calibrated(entry, seed)
+            record = replace(
+                record,
+                references=_with(record.references, name, reference),
+                transfers=_with(record.transfers, name, transfer),
+            )
+            found += [calibration] if calibration is not None else []
+        route.learned.record = record
+    return tuple(found)
+
+
+def _with(found: Mapping[str, Kept], name: str, entry: Kept | None) -> dict[str, Kept]:
+    others = {key: value for key, value in found.items() if key != name}
+    return others if entry is None else {**others, name: entry}
+
+
+def _calibrated(entry: FieldRows, seed: int) -> tuple[FieldCalibration | None, Reference | None]:
+    head = entry.route.head[entry.field.name]
+    vectors = entry.route.encoder.encode(entry.texts)
+    logits = head.logits(vectors)
+    mask = held_out(len(entry.rows), seed)
+    calibration = None
+    if mask is not None:
+        other = OptionHead(head.option_vectors, scale=float(head.scale))
+        fit_head(other, vectors[~mask], entry.rows.part(~mask))
+        logits[mask] = other.logits(vectors[mask])
+        calibration = calibrate(logits[mask], entry.rows.part(mask), seed=seed)
+    field = None
+    if calibration is not None and mask is not None:
+        field = _report(entry, calibration, logits[mask], entry.rows.part(mask))
+        logits = calibration(logits)
+        calibration.apply(head)
+    reference = build_reference(
+        entry.field.option_names, head.option_vectors.cpu().numpy(), vectors, entry.rows, logits, entry.texts,
+        held_out=mask, seed=seed,
+    )  # fmt: skip
+    return field, reference
+
+
+def _report(entry: FieldRows, calibration: Calibration, logits: np.ndarray, rows: TargetRows) -> FieldCalibration:
+    # Where rewards are graded there is no right and wrong to compare with.
+    settled = rows.objective != Objective.REWARD
+    rows, logits = rows.part(settled), logits[settled]
+
+    def measured(values: np.ndarray) -> Reliability:
+        policy = softmax(values)
+        return reliability(policy.max(axis=1), rows.worth(policy.argmax(axis=1)))
+
+    return FieldCalibration(
+        field=entry.field.name,
+        rows=len(rows),
+        temperature=calibration.temperature,
+        biases=int(np.count_nonzero(calibration.bias)),
+        before=measured(logits),
+        after=measured(calibration(logits)),
+    )
