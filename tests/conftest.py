@@ -1,10 +1,8 @@
 """Fixtures: a fast encoder for unit tests, the real one for behaviour, and a real HTTP server for LM calls."""
 
-import json
-import threading
 import zlib
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import dspy
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 
 from dspy_router import SentenceEncoder
 from dspy_router.encoders.choose import default_encoder
+from tests.loopback import JsonServer
 
 DIMENSION = 64
 
@@ -40,39 +39,22 @@ class ScriptedServer:
 
     def __init__(self, answer: Callable[[str], str]) -> None:
         self.requests: list[str] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                content = body["messages"][-1]["content"]
-                text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-                server.requests.append(text)
-                reply = {
-                    "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
-                    "choices": [
-                        {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer(text)}}
-                    ],
-                    "usage": {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25},
-                }  # fmt: skip
-                data = json.dumps(reply).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
-        base = f"http://127.0.0.1:{self._http.server_port}/v1"
+        self._answer = answer
+        self._server = JsonServer(self._reply)
+        self.close = self._server.close
+        base = f"{self._server.url}/v1"
         self.lm = dspy.LM("openai/scripted", api_base=base, api_key="none", cache=False, max_tokens=200)
 
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+    def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        content = body["messages"][-1]["content"]
+        text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        self.requests.append(text)
+        message = {"role": "assistant", "content": self._answer(text)}
+        return {
+            "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25},
+        }  # fmt: skip
 
 
 @pytest.fixture

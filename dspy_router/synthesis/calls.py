@@ -68,8 +68,7 @@ class RequestCalls:
             if self.errors.total() >= self.max_errors:
                 return []
             requests, failure = [], None
-            # DSPy gives each thread a copy of the caller's tracker, so usage is added to it here, and here alone.
-            with dspy.context(usage_tracker=None), track_usage() as usage:
+            with track_usage() as usage:
                 try:
                     requests = list(predict(**batch.inputs).requests)
                 except Exception as raised:
@@ -89,7 +88,10 @@ class RequestCalls:
         executor = ParallelExecutor(
             num_threads=self.num_threads, max_errors=len(batches) + 1, disable_progress_bar=True, timeout=0
         )
-        answers: list[list[str]] = executor.execute(one, list(batches))
+        # DSPy would give each thread a copy of the caller's tracker, and copy it while others add to it: usage is added
+        # above, and there alone.
+        with dspy.context(usage_tracker=None):
+            answers: list[list[str]] = executor.execute(one, list(batches))
         if self.errors.total() >= self.max_errors:
             raise RouteError(
                 f"Stopped after {self.errors.total()} LM calls that failed (max_errors={self.max_errors}); the last: "

@@ -7,13 +7,12 @@ an optimizer that does its job makes the program better, and one that does not, 
 
 import json
 import re
-import threading
 from collections import Counter
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tests.compat.concierge import PLACES, choose_by_hint
+from tests.loopback import JsonServer
 
 RULE = "Answer with the bare fact."
 MODEL, TUNED = "scripted", "scripted-tuned"
@@ -56,27 +55,8 @@ class ScriptedModel:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self._tries: Counter[tuple[str, ...]] = Counter()
-        model = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            wbufsize = -1
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                data = json.dumps(model.complete(body)).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        self._server = JsonServer(self.complete)
+        self.url = f"{self._server.url}/v1"
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         request = Request(body["model"], body["messages"], body.get("temperature") or 0.0)
@@ -133,5 +113,4 @@ class ScriptedModel:
         return f"{RULE} Wording {self._tries[(name,)]}."
 
     def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        self._server.close()
