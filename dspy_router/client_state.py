@@ -18,8 +18,8 @@ from dspy_router.encoders.choose import encoder_from_settings, encoder_settings
 from dspy_router.encoders.function import FunctionEncoder
 from dspy_router.errors import RouteError
 from dspy_router.options import Option
-from dspy_router.persistence import require_intact, sealed
 from dspy_router.route import DifferentiableRoute
+from dspy_router.sealing import require_intact, sealed
 
 FORMAT = "dspy_router.client"
 VERSION = 1

@@ -18,7 +18,6 @@ All of it is about one route. DSPy reads the file around it, before any route is
 """
 
 import base64
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
 from dspy_router.guard_report import GuardReport
 from dspy_router.heads import OptionHead, RouteHead
+from dspy_router.sealing import AFTER_DAMAGE, require_intact, sealed
 from dspy_router.training_record import TrainingRecord
 
 FORMAT = "dspy_router.route"
@@ -50,7 +50,6 @@ KEYS = {
 ENCODER = "encoder."  # before the names of a trainable encoder's tensors; a field's have its name and a "/" before
 _GUARD = TypeAdapter(GuardReport)
 HEADER_BYTES_A_TENSOR = 256  # of safetensors: dtype, up to five dimensions and two offsets of 20 digits
-AFTER_DAMAGE = "Load another copy of the file, or save the program again."
 
 
 @dataclass(frozen=True)
@@ -147,49 +146,6 @@ def _parse_guard(saved: Any) -> GuardReport:
         raise RouteError(f"The saved guard is damaged: {shortened(str(error), 200)}. {AFTER_DAMAGE}") from error
 
 
-def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state with a checksum of everything in it, which `require_intact` checks.
-
-    The checksum, under `"sha256"`, is that of the state as compact JSON in UTF-8 with sorted keys.
-
-    Raises:
-        RouteError: If the state has no such form: a number that is not finite, a lone surrogate in a text.
-
-    Example:
-        >>> from dspy_router.persistence import sealed, require_intact
-        >>> state = sealed({"name": "fruit", "sizes": [3, 64]})
-        >>> state["sha256"][:8], require_intact(state)
-        ('a1b5adcd', None)
-        >>> require_intact({**state, "name": "fruits"})
-        Traceback (most recent call last):
-        dspy_router.errors.RouteError: The saved state is damaged: its checksum is 'a1b5adcd...
-    """
-    try:
-        return {**state, "sha256": _checksum(state)}
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RouteError(
-            f"The state cannot be saved as JSON: {shortened(str(error), 200)}. Change the names or texts it is about."
-        ) from error
-
-
-def require_intact(state: Mapping[str, Any]) -> None:
-    """Refuse a state that is not, value for value, what `sealed` made.
-
-    Raises:
-        RouteError: If it has no checksum, or another than its content.
-    """
-    found = state.get("sha256")
-    try:
-        checksum = _checksum({name: value for name, value in state.items() if name != "sha256"})
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RouteError(f"The saved state is damaged: {shortened(str(error), 200)}. {AFTER_DAMAGE}") from error
-    if not isinstance(found, str) or found != checksum:
-        said = repr(shortened(found, 64)) if isinstance(found, str) else f"of type {type(found).__name__}"
-        raise RouteError(
-            f"The saved state is damaged: its checksum is {said}, its content has {checksum!r}. {AFTER_DAMAGE}"
-        )
-
-
 def network_state(encoder: Encoder) -> dict[str, Tensor]:
     """The trainable weights of an encoder by name; empty for a frozen one."""
     network: torch.nn.Module | None = getattr(encoder, "network", None) if encoder.trainable else None
@@ -221,11 +177,6 @@ def require_same_encoder(saved: Fingerprint, encoder: Encoder) -> None:
         f"The route was saved with the encoder {saved}, but this program uses {own}. Vectors of another encoder mean "
         f"something else to the head. {advice}, or compile the program again with this one."
     )
-
-
-def _checksum(state: Mapping[str, Any]) -> str:
-    canonical = json.dumps(state, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _require_version(state: Any) -> int:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from dspy_router import DecisionClient, DifferentiableRoute, RouteError, RouteFinetune, TokenEncoder, record_decisions
 from dspy_router.overrides import explore_decisions, force_decisions
-from dspy_router.persistence import sealed
+from dspy_router.sealing import sealed
 from tests.conftest import bag_of_words
 from tests.decision_service import DecisionService
 from tests.programs import fruit_requests, right_fruit

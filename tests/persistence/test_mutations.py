@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dspy_router import RouteError
-from dspy_router.persistence import sealed
+from dspy_router.sealing import sealed
 from tests.persistence.kiosk import REQUESTS, Kiosk, Stand, contents, learned, nested, parameters, routes
 
 # Some mutations come twice; the files that differ are over 2,000.

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from dspy_router import DifferentiableRoute, RouteError
-from dspy_router.persistence import require_intact, sealed
+from dspy_router.sealing import require_intact, sealed
 from tests.conftest import bag_of_words
 from tests.persistence.kiosk import Kiosk, contents, learned, nested, tensors_of
 from tests.programs import FRUIT, fruit_route
