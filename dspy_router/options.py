@@ -60,6 +60,8 @@ class Option:
             >>> Option("card_arrival").texts
             ('card arrival',)
         """
+        if self.spoken is not None:  # "yes" alone says nothing of what it answers
+            return (self.text,)
         return tuple(dict.fromkeys(text for text in (self._name_in_words, self.description, self.text) if text))
 
     @property

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from dspy_router.decision_client import DecisionClient
     from dspy_router.heads import RouteHead
 
-# What `dspy.Predict` takes beside its inputs: meaningless to a route, accepted so that call sites need no change.
 OnAbstain = Literal["none", "raise"]
+# What `dspy.Predict` takes beside its inputs: meaningless to a route, accepted so that call sites need no change.
 PREDICT_ARGUMENTS = ("config", "demos", "lm", "signature")
 
 

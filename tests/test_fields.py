@@ -127,6 +127,8 @@ def test_a_boolean_without_criteria_is_described_by_its_desc_or_its_name() -> No
         blocked: Blocked = dspy.OutputField(desc="unused, there are criteria")
 
     texts = {field.name: [option.text for option in field.options] for field in decision_fields(Flags)}
+    # "yes" alone says nothing of what it answers, so it is no text of its own.
+    assert all(option.texts == (option.text,) for field in decision_fields(Flags) for option in field.options)
     assert texts == {
         "is_urgent": ["yes: is urgent", "no"],
         "angry": ["yes: whether the customer is angry", "no"],

@@ -81,11 +81,6 @@ def decision_score(
     return _combined(scores) + ODDS_WEIGHT * scores["odds"]
 
 
-def nearest_description(vectors: np.ndarray, option_vectors: np.ndarray) -> np.ndarray:
-    """Familiarity for want of a reference: the cosine [n] of inputs [n, d] to the nearest description [k, d]."""
-    return (vectors @ option_vectors.T).max(axis=1).astype(np.float64)
-
-
 def build_reference(
     options: Sequence[str],
     option_vectors: np.ndarray,
@@ -114,7 +109,7 @@ def build_reference(
         seed: Of the draw of the texts kept.
 
     Returns:
-        None with fewer than `FEWEST_ROWS` rows: use `nearest_description`.
+        None with fewer than `FEWEST_ROWS` rows.
 
     Raises:
         ValueError: If the shapes do not fit.
