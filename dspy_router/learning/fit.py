@@ -13,6 +13,13 @@ which makes up for the confidence that the penalty costs. Penalty and margin wer
 and held-out BANKING77 training rows, with 5 examples an option, 10 and all of them: hence the penalty's growth with the
 square root of the rows an option, and a margin of 2, which leaves accuracy as it is and brings the expected calibration
 error from 0.04-0.15 down to 0.01-0.07 (measured before descriptions counted as examples).
+
+A head that has been trained before is pulled towards where it stood then instead (L2-SP; Li, Grandvalet and Davoine
+2018, "Explicit inductive bias for transfer learning with convolutional networks"), as if the rows it learned from
+were among the n. On CLINC150's validation rows a head fitted to all 15,000 training rows is right in 96.0 %; fitted
+then to 50 or 1,000 rows, in 95.9 and 95.7 %, where a pull towards the descriptions leaves 71.7 and 89.5 %. Ten
+options whose rows say something else from now on are learned anew from 20 rows each.
+
 L-BFGS on all rows at once finds the optimum in a few dozen passes.
 
 Input vectors are centred while fitting and the shift is folded into the bias afterwards: sentence vectors
@@ -54,6 +61,57 @@ class FitSettings:
     patience: int = 3
 
 
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """Where a fit is pulled towards: what a head has learned before, its temperature taken into the weights.
+
+    Attributes:
+        weight: Float [k, d].
+        bias: Float [k].
+        shared_map: Float [d, d].
+        rows: How many rows it was learned from. Non-negative.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    shared_map: Tensor
+    rows: float
+
+    @classmethod
+    def of(cls, head: OptionHead, rows: float) -> "Anchor":
+        """Where a head stands now, after learning from so many rows.
+
+        Example:
+            >>> head = OptionHead(torch.eye(2), temperature=0.5)
+            >>> anchor = Anchor.of(head, 10)
+            >>> head.scale * (head.option_vectors + anchor.weight)  # the logits of the head as it is, at temperature 1
+            tensor([[10.,  0.],
+                    [ 0., 10.]])
+        """
+        with torch.no_grad():
+            weights, biases = head.linear()
+            prior = head.option_vectors + head.option_vectors @ head.shared_map.T
+            return cls(weights / head.scale - prior, biases.clone(), head.shared_map.detach().clone(), rows)
+
+    @classmethod
+    def at_descriptions(cls, head: OptionHead) -> "Anchor":
+        """Where an untrained head stands."""
+        zero = torch.zeros(())
+        return cls(zero.expand_as(head.weight), zero.expand_as(head.bias), zero.expand_as(head.shared_map), rows=0)
+
+    def put_into(self, head: OptionHead) -> None:
+        """Have the head stand here, at temperature 1."""
+        with torch.no_grad():
+            for parameter, value in zip((head.weight, head.bias, head.shared_map), self.tensors, strict=True):
+                parameter.copy_(value)
+            head.temperature.fill_(1.0)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight, bias and map."""
+        return self.weight, self.bias, self.shared_map
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What a fit did: iterations run, the objective at its end, and the validation loss kept, if there was any."""
@@ -73,6 +131,7 @@ def fit_head(
     rows: TargetRows,
     *,
     validation: tuple[np.ndarray, TargetRows] | None = None,
+    anchor: Anchor | None = None,
     settings: FitSettings | None = None,
     on_block: Callable[[int], object] | None = None,
 ) -> FitResult:
@@ -83,6 +142,7 @@ def fit_head(
         vectors: Float32 [n, d], the inputs' unit vectors.
         rows: What is known of each input.
         validation: Vectors and rows that stop the fit early; the best parameters on them are kept.
+        anchor: What the head had learned before, which it is pulled towards; its descriptions by default.
         settings: Defaults to `FitSettings()`.
         on_block: Called with the number of iterations after each block, e.g. a progress bar's `update`.
 
@@ -99,18 +159,22 @@ def fit_head(
     if len(rows) == 0 or len(rows) != len(vectors):
         raise ValueError(f"{len(vectors)} vectors and {len(rows)} rows: give as many of both, at least one.")
     settings = settings or FitSettings()
-    vectors, rows = _with_descriptions(head, vectors, rows, settings.description_weight)
+    described = settings.description_weight if anchor is None else 0.0  # an anchor has learned from them
+    anchor = anchor or Anchor.at_descriptions(head)
+    vectors, rows = _with_descriptions(head, vectors, rows, described)
     loss, validation_loss = rows.loss(settings.margin), validation[1].loss() if validation else None
     center = np.average(vectors, axis=0, weights=rows.weight).astype(np.float32)
     centered = torch.from_numpy(np.subtract(vectors, center, out=vectors))
     validation_vectors = torch.from_numpy(validation[0] - center) if validation else None
     shift = torch.from_numpy(center)
     count = float(rows.weight.sum())
-    strength = settings.penalty * (count / len(head.bias)) ** 0.5 * float(head.scale) ** 2 / count
+    behind = (anchor.rows + count) / len(head.bias)
+    strength = settings.penalty * behind**0.5 * float(head.scale) ** 2 / count
 
     with torch.no_grad():
         head.temperature.fill_(1.0)
-        prior_bias = head.scale * (head.option_vectors @ shift)
+        anchored = head.option_vectors + head.option_vectors @ anchor.shared_map.T + anchor.weight
+        anchor_bias = anchor.bias + head.scale * (anchored @ shift)
         head.bias.add_(head.linear()[0] @ shift)  # the bias as the centred vectors need it
     parameters = [head.weight, head.bias, head.shared_map]
     optimizer = torch.optim.LBFGS(
@@ -126,8 +190,8 @@ def fit_head(
             share = loss.share(head(centered[part]), part)
             share.backward()
             total += share.detach()
-        pulled = head.weight.square().sum() + head.shared_map.square().sum()
-        pulled = 0.5 * strength * (pulled + settings.bias_penalty * (head.bias - prior_bias).square().sum())
+        pulled = (head.weight - anchor.weight).square().sum() + (head.shared_map - anchor.shared_map).square().sum()
+        pulled = 0.5 * strength * (pulled + settings.bias_penalty * (head.bias - anchor_bias).square().sum())
         pulled.backward()
         return total + pulled.detach()
 

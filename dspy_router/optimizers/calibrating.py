@@ -15,7 +15,7 @@ from dspy_router.learning.calibration import Calibration, Reliability, calibrate
 from dspy_router.learning.familiarity import build_reference
 from dspy_router.learning.fit import fit_head
 from dspy_router.learning.new_options import fit_transfer
-from dspy_router.learning.reference import Reference
+from dspy_router.learning.reference import TEXT_LENGTH, Reference
 from dspy_router.learning.rows import Objective, TargetRows
 from dspy_router.optimizers.learner import FieldRows
 from dspy_router.training_record import TrainingRecord
@@ -65,8 +65,9 @@ def calibrate_routes(rows: Sequence[FieldRows], seed: int = 0) -> tuple[FieldCal
         route, name = entry.route, entry.field.name
         record = (route.learned.record or TrainingRecord()).with_texts(entry.texts)
         if not route.encoder.trainable:
-            transfer = fit_transfer(route.head[name], route.encoder.encode(entry.texts), entry.rows, seed=seed)
-            calibration, reference = _calibrated(entry, seed)
+            seen = _Seen.by(entry, record.references.get(name))
+            transfer = fit_transfer(route.head[name], seen.vectors, seen.rows, seed=seed)
+            calibration, reference = _calibrated(entry, seen, seed)
             record = replace(
                 record,
                 references=_with(record.references, name, reference),
@@ -82,27 +83,65 @@ def _with(found: Mapping[str, Kept], name: str, entry: Kept | None) -> dict[str,
     return others if entry is None else {**others, name: entry}
 
 
-def _calibrated(entry: FieldRows, seed: int) -> tuple[FieldCalibration | None, Reference | None]:
+@dataclass(frozen=True)
+class _Seen:
+    """What a head has learned from: the texts remembered of earlier fits, if it started from those, then the new ones.
+
+    Attributes:
+        texts: The n texts.
+        vectors: Float32 [n, d].
+        rows: What is known of each.
+        remembered: How many of them are remembered.
+        forgotten: How many earlier rows are not.
+    """
+
+    texts: list[str]
+    vectors: np.ndarray
+    rows: TargetRows
+    remembered: int = 0
+    forgotten: int = 0
+
+    @classmethod
+    def by(cls, entry: FieldRows, earlier: Reference | None) -> "_Seen":
+        vectors = entry.route.encoder.encode(entry.texts)
+        if entry.anchor is None or earlier is None:
+            return cls(entry.texts, vectors, entry.rows)
+        new = {text[:TEXT_LENGTH] for text in entry.texts}
+        kept = [index for index, text in enumerate(earlier.texts) if text not in new]
+        labels = TargetRows.from_labels(earlier.text_options[kept], len(earlier.options))
+        return cls(
+            [*(earlier.texts[index] for index in kept), *entry.texts],
+            np.concatenate([earlier.text_vectors[kept].astype(np.float32), vectors]),
+            TargetRows.joined([labels, entry.rows]),
+            len(kept),
+            earlier.rows - len(kept),
+        )
+
+
+def _calibrated(entry: FieldRows, seen: _Seen, seed: int) -> tuple[FieldCalibration | None, Reference | None]:
     head = entry.route.head[entry.field.name]
-    vectors = entry.route.encoder.encode(entry.texts)
-    logits = head.logits(vectors)
-    mask = held_out(len(entry.rows), seed)
-    calibration = None
+    logits = head.logits(seen.vectors)
+    # Of what is remembered, no head is at hand that has not learned from it.
+    new = np.arange(seen.remembered, len(seen.rows))
+    mask = held_out(len(new), seed)
+    calibration = field = held = None
     if mask is not None:
+        held, rest = new[mask], new[~mask]
         other = OptionHead(head.option_vectors, scale=float(head.scale))
-        fit_head(other, vectors[~mask], entry.rows.part(~mask))
-        logits[mask] = other.logits(vectors[mask])
-        calibration = calibrate(logits[mask], entry.rows.part(mask), seed=seed)
-    field = None
-    if calibration is not None and mask is not None:
-        field = _report(entry, calibration, logits[mask], entry.rows.part(mask))
-        logits = calibration(logits)
-        calibration.apply(head)
+        if entry.anchor is not None:
+            entry.anchor.put_into(other)
+        fit_head(other, seen.vectors[rest], seen.rows.part(rest), anchor=entry.anchor)
+        logits[held] = other.logits(seen.vectors[held])
+        calibration = calibrate(logits[held], seen.rows.part(held), seed=seed)
+        if calibration is not None:
+            field = _report(entry, calibration, logits[held], seen.rows.part(held))
+            logits = calibration(logits)
+            calibration.apply(head)
     reference = build_reference(
-        entry.field.option_names, head.option_vectors.cpu().numpy(), vectors, entry.rows, logits, entry.texts,
-        held_out=mask, seed=seed,
+        entry.field.option_names, head.option_vectors.cpu().numpy(), seen.vectors, seen.rows, logits, seen.texts,
+        held_out=None if held is None else np.isin(np.arange(len(seen.rows)), held), seed=seed,
     )  # fmt: skip
-    return field, reference
+    return field, reference and replace(reference, rows=reference.rows + seen.forgotten)
 
 
 def _report(entry: FieldRows, calibration: Calibration, logits: np.ndarray, rows: TargetRows) -> FieldCalibration:

@@ -19,7 +19,7 @@ from dspy_router.learning.fit import FitSettings
 from dspy_router.optimizers.calibrating import calibrate_routes
 from dspy_router.optimizers.exploration import explore
 from dspy_router.optimizers.frontier import FrontierPoint, frontier
-from dspy_router.optimizers.learner import FieldRows, agreement, field_rows, fit_routes
+from dspy_router.optimizers.learner import FieldRows, agreement, field_rows, fit_routes, learned_before
 from dspy_router.optimizers.logs import logged_feedback, with_example_keys
 from dspy_router.optimizers.outcomes import TRIED, CostUnit, RewardReading
 from dspy_router.optimizers.progress import Progress
@@ -71,6 +71,7 @@ class Compilation:
         self.program = student.deepcopy()
         bind_clients(self.program)
         self.routes = find_routes(self.program)
+        self.anchors = {} if settings.restart else learned_before(self.routes)
         self.feedback: list[Feedback] = []
         self.set_aside: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
@@ -252,7 +253,7 @@ class Compilation:
 
     def rows(self) -> list[FieldRows]:
         """The feedback so far as rows to fit."""
-        return field_rows(self.routes, self.feedback, self.reading)
+        return field_rows(self.routes, self.feedback, self.reading, self.anchors)
 
     def fit(self) -> list[FieldRows]:
         """Fit all heads to the feedback, and return the rows they were fitted to.

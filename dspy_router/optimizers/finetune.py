@@ -41,6 +41,8 @@ class RouteFinetune(Teleprompter):
         cost_unit: `"dollars"`, by litellm's prices, or `"tokens"`; `cost_weight` is per unit.
         metric_noise: Share of 0/1 rewards that are wrong, in [0, 0.5). By default a few rollouts (5 % of a small
             budget, 1 % of a large one) are made twice to measure it; where all agree, rewards are taken as they are.
+        restart: Whether routes that were trained before forget it. By default they keep what they know as far as the
+            new rows do not speak against it: a few rows change little, and old rows need not be given again.
         max_errors: Stop after so many rollouts that raised; DSPy's setting by default.
         seed: With the same seed and data, the same result.
         log_dir: Finished rollouts are kept in `rollouts.jsonl` there, and taken from it by a later compile with
@@ -78,6 +80,7 @@ class RouteFinetune(Teleprompter):
         cost_weight: float = 0.0,
         cost_unit: CostUnit = "dollars",
         metric_noise: float | None = None,
+        restart: bool = False,
         max_errors: int | None = None,
         seed: int = 0,
         log_dir: str | Path | None = None,
@@ -106,6 +109,7 @@ class RouteFinetune(Teleprompter):
             cost_weight=cost_weight,
             cost_unit=cost_unit,
             metric_noise=metric_noise,
+            restart=restart,
             max_errors=max_errors,
             seed=seed,
             log_dir=Path(log_dir) if log_dir else None,

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
-from dspy_router.learning.fit import FitSettings, fit_head
+from dspy_router.learning.fit import Anchor, FitSettings, fit_head
 from dspy_router.learning.fit_network import NetworkFitSettings, NetworkTask, fit_network
 from dspy_router.learning.rows import Objective, TargetRows
 from dspy_router.optimizers.graded import TextTargets, graded_targets
@@ -23,12 +23,13 @@ TELLING = 0.999  # likelihoods that are all at least this say nothing
 
 @dataclass(frozen=True)
 class FieldRows:
-    """The texts one field's head learns from, and what is known of each."""
+    """The texts one field's head learns from, what is known of each, and what the head had learned before."""
 
     route: DifferentiableRoute
     field: DecisionField
     texts: list[str]
     rows: TargetRows
+    anchor: Anchor | None = None
 
     def agreement(self) -> float:
         """Weighted mean worth of the likeliest options: a share right, or a mean reward where rewards are graded."""
@@ -36,7 +37,28 @@ class FieldRows:
         return float(np.average(self.rows.worth(policy.argmax(axis=1)), weights=self.rows.weight))
 
 
-def field_rows(routes: Routes, feedback: Sequence[Feedback], reading: RewardReading | None = None) -> list[FieldRows]:
+def learned_before(routes: Routes) -> dict[FieldKey, Anchor]:
+    """What the heads have learned by now; those of trainable encoders and those that never were trained are left out.
+
+    A head that something else than `RouteFinetune` has trained counts as one row an option.
+    """
+    anchors = {}
+    for (name, field), decided in decided_fields(routes).items():
+        route = routes[name]
+        head = route.head[field]
+        references = route.learned.record.references if route.learned.record else {}
+        if not route.encoder.trainable and any(bool(parameter.any()) for parameter in head.parameters()):
+            rows = references[field].rows if field in references else len(decided.options)
+            anchors[name, field] = Anchor.of(head, rows)
+    return anchors
+
+
+def field_rows(
+    routes: Routes,
+    feedback: Sequence[Feedback],
+    reading: RewardReading | None = None,
+    anchors: Mapping[FieldKey, Anchor] | None = None,
+) -> list[FieldRows]:
     """Feedback as target rows, one entry for every field that has any.
 
     A label settles its decision whatever else was tried; what was tried comes before a teacher's word.
@@ -56,7 +78,13 @@ def field_rows(routes: Routes, feedback: Sequence[Feedback], reading: RewardRead
     for row in labels:
         _put(targets, row, Objective.LIKELIHOOD, _one_hot(row, fields))
     return [
-        FieldRows(routes[name], fields[name, field], [text for _, text, _ in found], _joined(found))
+        FieldRows(
+            routes[name],
+            fields[name, field],
+            [text for _, text, _ in found],
+            _joined(found),
+            (anchors or {}).get((name, field)),
+        )
         for (name, field), found in targets.items()
         if found
     ]
@@ -125,6 +153,7 @@ def fit_routes(
                 entry.route.encoder.encode(entry.texts),
                 entry.rows,
                 validation=(held_out.route.encoder.encode(held_out.texts), held_out.rows) if held_out else None,
+                anchor=entry.anchor,
                 settings=settings,
                 on_block=bar.update,
             )

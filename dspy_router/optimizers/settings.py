@@ -24,6 +24,7 @@ class FinetuneSettings:
     cost_weight: float
     cost_unit: CostUnit
     metric_noise: float | None
+    restart: bool
     max_errors: int | None
     seed: int
     log_dir: Path | None

@@ -4,7 +4,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from dspy_router.heads import OptionHead
-from dspy_router.learning.fit import FitSettings, fit_head
+from dspy_router.learning.fit import Anchor, FitSettings, fit_head
 from dspy_router.learning.rows import Objective, TargetRows
 
 
@@ -120,3 +120,41 @@ def test_rows_and_vectors_must_match(rows: int) -> None:
 def test_target_rows_check_their_shapes() -> None:
     with pytest.raises(ValueError, match="Shapes do not fit"):
         TargetRows(np.ones((2, 3), np.float32), np.zeros(3, np.int8), np.ones(2, np.float32))
+
+
+def test_two_halves_one_after_the_other_teach_as_much_as_both_at_once() -> None:
+    vectors, labels, centers = clusters(120, options=12, noise=0.6)
+    test_vectors, test_labels, _ = clusters(3000, options=12, noise=0.6, seed=1)
+    together, first = OptionHead(torch.from_numpy(centers)), OptionHead(torch.from_numpy(centers))
+    fit_head(together, vectors, TargetRows.from_labels(labels, 12))
+    fit_head(first, vectors[:60], TargetRows.from_labels(labels[:60], 12))
+    half = accuracy(first, test_vectors, test_labels)
+    fit_head(first, vectors[60:], TargetRows.from_labels(labels[60:], 12), anchor=Anchor.of(first, 60))
+    both = accuracy(first, test_vectors, test_labels)
+    assert both > half
+    assert both > accuracy(together, test_vectors, test_labels) - 0.03
+
+
+def test_an_anchored_head_keeps_what_the_new_rows_do_not_speak_of_and_learns_what_they_do() -> None:
+    vectors, labels, _ = clusters(400, dimension=64, noise=0.3)
+    head = OptionHead(torch.zeros(4, 64))
+    fit_head(head, vectors, TargetRows.from_labels(labels, 4))
+    new = np.flatnonzero(labels == 0)[:60]
+    anchor = Anchor.of(head, 400)
+    fit_head(head, vectors[new], TargetRows.from_labels(np.ones(len(new), int), 4), anchor=anchor)  # 0 is 1 from now on
+    old = labels > 1
+    assert accuracy(head, vectors[old], labels[old]) > 0.95
+    zero = labels == 0
+    assert accuracy(head, vectors[zero], np.ones(zero.sum(), int)) > 0.9
+
+
+def test_an_anchor_takes_the_temperature_into_the_weights() -> None:
+    vectors, labels, centers = clusters(100)
+    head = OptionHead(torch.from_numpy(centers))
+    fit_head(head, vectors, TargetRows.from_labels(labels, 4))
+    with torch.no_grad():
+        head.temperature.fill_(3.0)
+    before = head.policy(vectors)
+    Anchor.of(head, 100).put_into(head)
+    assert float(head.temperature) == 1.0
+    np.testing.assert_allclose(head.policy(vectors), before, atol=1e-5)

@@ -398,3 +398,23 @@ def test_the_program_spends_tokens_and_the_report_says_so(scripted_lm: Any) -> N
     assert optimizer.report.tokens == 6 * 25
     assert optimizer.report.cost is None
     assert "price unknown" in str(optimizer.report)
+
+
+def test_a_few_new_rows_do_not_make_a_route_forget_unless_it_is_to_restart() -> None:
+    trained = RouteFinetune().compile(fruit_route(), trainset=fruit_requests(120, seed=1, label=True))
+    bananas = [example for example in fruit_requests(60, seed=2, label=True) if example.fruit == "banana"][:6]
+    kept = RouteFinetune().compile(trained, trainset=bananas)
+    forgotten = RouteFinetune(restart=True).compile(trained, trainset=bananas)
+    assert accuracy(kept) >= accuracy(trained) - 0.01
+    assert accuracy(forgotten) < accuracy(trained) - 0.1
+    learned, remembered = kept.learned.record.references["fruit"], trained.learned.record.references["fruit"]
+    assert learned.rows == remembered.rows + len(bananas)
+    assert set(remembered.texts) < set(learned.texts)
+
+
+def test_exploring_starts_from_what_a_trained_route_knows() -> None:
+    trained = RouteFinetune().compile(fruit_route(), trainset=fruit_requests(120, seed=1, label=True))
+    optimizer = RouteFinetune(right_fruit)
+    again = optimizer.compile(trained, trainset=fruit_requests(20, seed=3))
+    assert optimizer.report.rollouts <= 22  # all but the odd one right at once
+    assert accuracy(again) >= accuracy(trained) - 0.01
