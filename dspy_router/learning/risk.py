@@ -13,7 +13,8 @@ What it takes:
   is the risk given what that sequence has in common). Drift, and rows chosen for being easy or hard, break it.
 - The score, the decisions and all that the loss depends on were fixed before the rows were seen: no row of them was
   trained on or used to choose a setting.
-- Losses are 0 or 1 by nature if all rows' are. A graded metric that gave 0 and 1 alone may break it slightly more often.
+- Losses are 0 or 1 by nature if those of all rows are; a graded metric that happened to give nothing else is tested
+  as if it could not, at δ where it should be δ / 2.
 - One threshold from one set of rows. Several, of which the best is taken, need a smaller δ each (δ / how many).
 - The average is over all decisions kept. It says nothing of a single request, nor of a kind of requests.
 
