@@ -126,9 +126,11 @@ class FinetuneReport:
         try:
             from dspy_router.evaluation.plots import reliability_svg
 
-            tables = {}
-            for found in self.calibration:
-                tables |= {f"{found.field}, as fitted": found.before, f"{found.field}, calibrated": found.after}
+            tables = {
+                f"{found.field}, {state}": table
+                for found in self.calibration
+                for state, table in (("as fitted", found.before), ("calibrated", found.after))
+            }
             return reliability_svg(tables)
         except ImportError:  # the extra `plots` is not installed
             return "".join(
