@@ -198,9 +198,10 @@ class Audit:
             self._calls += 1
             self._kept += own
             self._drawn += drawn
-            seen = self._inputs
-            strange = seen is not None and not seen.alarmed and seen.observe(thought.score)
-        if strange:
+            inputs = self._inputs
+            known = inputs is None or inputs.alarmed
+            drifted = inputs is not None and inputs.observe(thought.score)
+        if drifted and not known:
             logger.warning(
                 "The requests of %r are no longer those its guard was set with. %s Set the guard again with recent "
                 "examples, and look at what the route declines.", route, self.report.drift,

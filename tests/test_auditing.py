@@ -272,6 +272,8 @@ def test_drift_is_warned_of_once(route: DifferentiableRoute, caplog: pytest.LogC
     assert "are no longer those its guard was set with. Inputs: Kolmogorov-Smirnov" in warning
     assert audit.report.drifted
     assert "such an alarm is false with probability 0.05 at most" in str(audit.report)
+    route.batch([{"request": example.request} for example in mixed(500, seed=7)])
+    assert audit.report.drift.p_value > 0.001  # of the latest calls; the alarm stays
     again = route.audit(judge="rewards", resume=json.loads(json.dumps(audit.to_dict())))
     assert again.report.drifted
     route.batch([*strange, *strange])

@@ -256,9 +256,8 @@ class RunningDrift:
         self._recent.append(score)
         window, more = divmod(self.rows, WINDOW)
         if not more and not self.alarmed:
-            self.alarmed = drift(self._reference, np.array(self._recent)).p_value <= self.alpha / (
-                window * window + window
-            )
+            level = self.alpha / (window * (window + 1))
+            self.alarmed = drift(self._reference, np.array(self._recent)).p_value <= level
         return self.alarmed
 
     @property

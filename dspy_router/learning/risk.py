@@ -5,8 +5,9 @@ lowered so that the expected loss R(t) = E[loss | score ≥ t] stays within a ri
 H(t): R(t) > α, tested in a fixed order, from strict to lenient, until one cannot be rejected (fixed-sequence testing;
 Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test", 2021). The last rejected is the answer.
 
-The statement. With probability at least 1 - δ over the draw of the calibration rows, R(threshold) ≤ α, or there is no
-threshold. It holds for any scores and any number of rows; R need not rise as the threshold falls.
+The statement. With probability at least 1 - δ over the draw of the calibration rows (and of what the seed draws),
+R(threshold) ≤ α, or there is no threshold. It holds for any scores and any number of rows; R need not rise as the
+threshold falls.
 
 What it takes:
 - Calibration rows and future requests are independent draws of one distribution (of one exchangeable sequence: then R
