@@ -13,6 +13,10 @@ ASSUMPTIONS = (
     "Each judged call is a run of its own: a promise about runs with several calls is not audited call by call.",
     "A promise that holds is one that may be broken with probability delta: an alarm can also mean that.",
 )
+DRIFTED = (
+    "They are no longer those that the promise was made for, or they come in bursts of one kind: among independent "
+    "requests such an alarm is false with probability {alpha:g} at most."
+)
 OF_FALLBACK = "The fallback is right: where it is wrong, a right decision counts as a loss."
 
 
@@ -37,9 +41,13 @@ class AuditReport:
         stopped: Whether the audit has ended.
         drift: How the latest scores differ from those of the calibration rows; None before the first call, or if the
             guard has kept no scores.
+        drifted: Whether a window of calls, tested so that `alpha` is the chance of ever finding any by mistake, was
+            unlike the calibration rows.
 
     Example:
-        >>> report = AuditReport("tool", "fallback", 0.02, 0.05, 900, 800, 40, 40, 0, 0, 0.025, 1.1, False, False, None)
+        >>> counts = {"calls": 900, "kept": 800, "drawn": 40, "rows": 40, "waiting": 0, "failed": 0}
+        >>> found = {"loss": 0.025, "wealth": 1.1, "alarmed": False, "stopped": False, "drift": None, "drifted": False}
+        >>> report = AuditReport(field="tool", judge="fallback", risk=0.02, alpha=0.05, **counts, **found)
         >>> print(report.sentence)
         Nothing says that decisions of 'tool' lose more than 0.02 on average: 40 judged lost 0.0250.
     """
@@ -59,6 +67,7 @@ class AuditReport:
     alarmed: bool
     stopped: bool
     drift: DriftReport | None
+    drifted: bool
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -100,8 +109,9 @@ class AuditReport:
         return tabulate(lines, tablefmt=form, disable_numparse=True)
 
     def _inputs(self) -> str:
-        compared = "Inputs: no scores to compare." if self.drift is None else str(self.drift)
-        return f"{compared} The audit has ended." if self.stopped else compared
+        lines = ["Inputs: no scores to compare." if self.drift is None else str(self.drift)]
+        lines += [DRIFTED.format(alpha=self.alpha)] if self.drifted else []
+        return " ".join((*lines, "The audit has ended.") if self.stopped else lines)
 
     def __str__(self) -> str:
         assumed = "\n".join(("The alarm assumes:", *(f"- {line}" for line in self.assumptions)))

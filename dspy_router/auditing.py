@@ -7,7 +7,6 @@ import asyncio
 import logging
 import random
 import threading
-from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +17,13 @@ from dspy_router.audit_report import AuditReport
 from dspy_router.deciding import Call, Policies
 from dspy_router.errors import RouteError
 from dspy_router.judging import FALLBACK, REWARDS, Judge, check_judge, judge_name, judged_loss, loss_of
-from dspy_router.learning.audit import RunningAudit, drift
+from dspy_router.learning.audit import RunningAudit, RunningDrift
 
 if TYPE_CHECKING:
     from dspy_router.route import DifferentiableRoute
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 500  # scores of the latest calls, which are compared with those of the calibration rows
 MOST_WAITING = 10_000  # drawn calls whose reward is waited for; the oldest are given up
 
 
@@ -49,8 +47,10 @@ class Audit:
 
     The losses feed one `RunningAudit`, which logs a warning, once, when they refute the promise: a false one, ever,
     with probability `alpha` at most. Twice a promised 5 % is seen after 170 losses in the median: 3,400 kept calls at a
-    share of 5 %. Several processes have an audit each; divide `alpha` by their number. The promise is about a run of
-    the program that was calibrated, and the audit takes each call for one run.
+    share of 5 %. Another warning, once, and false with the same probability at most, says that the requests are no
+    longer like the calibration examples: it needs no judge, and all calls count, declined ones too (`RunningDrift`).
+    Several processes have an audit each; divide `alpha` by their number. The promise is about a run of the program that
+    was calibrated, and the audit takes each call for one run.
 
     Args:
         route: The guarded route; `route.audit` passes itself.
@@ -111,7 +111,7 @@ class Audit:
         self._judge = judge
         self._test = RunningAudit(promise.risk if risk is None else risk, alpha)
         self._calls = self._kept = self._drawn = self._failed = 0
-        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._inputs = RunningDrift(np.array(promise.scores), alpha) if promise.scores else None
         self._waiting: dict[str, tuple[str, ...]] = {}  # from a decision's id to those of its call, oldest first
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -127,11 +127,11 @@ class Audit:
     def report(self) -> AuditReport:
         """The state of the audit.
 
-        The p-value of the drift is that of one look at the latest 500 calls, declined ones included; see
-        `dspy_router.learning.audit.drift` for many.
+        The p-value of the drift is that of one look at the latest 500 calls, declined ones included; `drifted` is what
+        has come of many.
         """
         with self._lock:
-            test, recent = self._test, np.array(self._recent)
+            test, inputs = self._test, self._inputs
             return AuditReport(
                 field=self.guard.field,
                 judge=judge_name(self._judge),
@@ -147,7 +147,8 @@ class Audit:
                 wealth=test.wealth,
                 alarmed=test.alarmed,
                 stopped=self.stopped,
-                drift=drift(np.array(self.guard.scores), recent) if len(recent) and self.guard.scores else None,
+                drift=inputs.report if inputs is not None else None,
+                drifted=inputs is not None and inputs.alarmed,
             )
 
     def waits_for(self, decision_id: str) -> bool:
@@ -197,7 +198,14 @@ class Audit:
             self._calls += 1
             self._kept += own
             self._drawn += drawn
-            self._recent.append(thought.score)
+            inputs = self._inputs
+            known = inputs is None or inputs.alarmed
+            drifted = inputs is not None and inputs.observe(thought.score)
+        if drifted and not known:
+            logger.warning(
+                "The requests of %r are no longer those its guard was set with. %s Set the guard again with recent "
+                "examples, and look at what the route declines.", route, self.report.drift,
+            )  # fmt: skip
         return drawn
 
     def check(self, route: "DifferentiableRoute", call: Call, prediction: dspy.Prediction) -> None:
@@ -225,7 +233,7 @@ class Audit:
             return {
                 "promise": [self.guard.heads, self.guard.threshold],
                 "counts": [self._calls, self._kept, self._drawn, self._failed],
-                "recent": list(self._recent),
+                "inputs": None if self._inputs is None else self._inputs.to_dict(),
                 "waiting": [list(ids) for ids in dict.fromkeys(self._waiting.values())],
                 "test": self._test.to_dict(),
             }
@@ -264,7 +272,8 @@ class Audit:
         try:
             promise, test = state["promise"], RunningAudit.from_dict(state["test"])
             self._calls, self._kept, self._drawn, self._failed = (int(count) for count in state["counts"])
-            self._recent.extend(float(score) for score in state["recent"])
+            if state["inputs"] is not None:
+                self._inputs = RunningDrift.from_dict(state["inputs"], np.array(self.guard.scores))
             for ids in state["waiting"]:
                 self._wait(tuple(map(str, ids)))
             if not (test.wealth >= 0 and 0 <= (test.mean or 0.0) <= 1):

@@ -62,7 +62,25 @@ def read_call(route: "DifferentiableRoute", inputs: Mapping[str, Any]) -> Call:
     """
     inputs = dict(inputs)
     given = None if CANDIDATES in route.signature.input_fields else inputs.pop(CANDIDATES, None)
-    return Call(inputs, route.text(inputs), {} if given is None else _candidates(route, given))
+    return Call(inputs, route.text(inputs), candidate_masks(route, given))
+
+
+def candidate_masks(route: "DifferentiableRoute", given: Any) -> dict[str, np.ndarray]:
+    """By field, bool [k], which options can be chosen; fields that are not in it have them all, as with None.
+
+    Raises:
+        RouteError: If candidates are unknown, or there are none; or they are for no field in particular of several.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        if len(route.fields) > 1:
+            raise RouteError(
+                f"candidates={given!r}: this route decides {[field.name for field in route.fields]}; give a dict from "
+                "a field to its candidates."
+            )
+        given = {route.fields[0].name: given}
+    return {name: _mask(route.field(name), names) for name, names in given.items()}
 
 
 def policies(route: "DifferentiableRoute", call: Call, vector: np.ndarray) -> Policies:
@@ -155,17 +173,6 @@ def _declined(field: DecisionField, thought: Policies, own: str, answer: Any) ->
         abstained=True,
         score=thought.score,
     ), output
-
-
-def _candidates(route: "DifferentiableRoute", given: Any) -> dict[str, np.ndarray]:
-    if not isinstance(given, Mapping):
-        if len(route.fields) > 1:
-            raise RouteError(
-                f"candidates={given!r}: this route decides {[field.name for field in route.fields]}; give a dict from "
-                "a field to its candidates."
-            )
-        given = {route.fields[0].name: given}
-    return {name: _mask(route.field(name), names) for name, names in given.items()}
 
 
 def _mask(field: DecisionField, names: Any) -> np.ndarray:

@@ -39,7 +39,7 @@ class GuardReport(RiskThreshold):
         >>> found = risk_threshold(scores, (scores < 0.2).astype(float), risk=0.05, delta=0.05)
         >>> report = GuardReport.from_threshold(found, field="tool", metric="exact_match")
         >>> print(report.sentence)
-        Decisions of 'tool' that score at least 0.1754 lose at most 0.05 on average (1 - exact_match), with probability
+        Decisions of 'tool' that score at least 0.1779 lose at most 0.05 on average (1 - exact_match), with probability
         at least 95 % over the draw of the calibration rows.
         >>> GuardReport.from_dict(report.to_dict()) == report
         True

@@ -1,11 +1,11 @@
 """What can be asked of a route without a decision being made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from dspy_router.deciding import policies, read_call
+from dspy_router.deciding import candidate_masks, policies, read_call
 from dspy_router.errors import RouteError
 
 if TYPE_CHECKING:
@@ -41,15 +41,24 @@ class RouteQueries:
             return trained
         return torch.from_numpy(self.encoder.encode(texts))
 
-    def score(self: Any, inputs: Sequence[Any]) -> "np.ndarray":
+    def score(
+        self: Any, inputs: Sequence[Any], *, candidates: Collection[str] | Mapping[str, Collection[str]] | None = None
+    ) -> "np.ndarray":
         """How far decisions can be relied on, float64 [n], higher being surer; inputs as for `logits`.
 
         For a trained route it combines what the head thinks with how like the training texts an input is
         (`dspy_router.learning.familiarity`), so it is low for requests that no option fits.
+
+        Args:
+            inputs: n of them.
+            candidates: The options that can be chosen, for all of the inputs; as in a call.
+
+        Raises:
+            RouteError: If candidates are unknown, or there are none.
         """
         from dspy_router.scoring import route_scores
 
-        return route_scores(self, self.encoder.encode(self._texts(inputs)))
+        return route_scores(self, self.encoder.encode(self._texts(inputs)), candidate_masks(self, candidates))
 
     def top_k(self: Any, k: int, *, field: str | None = None, **inputs: Any) -> dict[str, float]:
         """The k likeliest options with their probabilities, likeliest first; no decision is made.

@@ -260,6 +260,26 @@ def test_drift_of_the_inputs_is_reported(route: DifferentiableRoute) -> None:
     assert "less familiar than the reference" in str(audit.report)
 
 
+def test_drift_is_warned_of_once(route: DifferentiableRoute, caplog: pytest.LogCaptureFixture) -> None:
+    audit = route.audit(judge="rewards")
+    route.batch([{"request": example.request} for example in mixed(500, seed=5)])
+    assert not audit.report.drifted
+    assert not warnings(caplog)
+    strange = [{"request": f"{DECLINED} {number}"} for number in range(250)]
+    route.batch([*({"request": example.request} for example in mixed(250, seed=6)), *strange, *strange])
+    route.batch([*strange, *strange])
+    [warning] = warnings(caplog)
+    assert "are no longer those its guard was set with. Inputs: Kolmogorov-Smirnov" in warning
+    assert audit.report.drifted
+    assert "such an alarm is false with probability 0.05 at most" in str(audit.report)
+    route.batch([{"request": example.request} for example in mixed(500, seed=7)])
+    assert audit.report.drift.p_value > 0.001  # of the latest calls; the alarm stays
+    again = route.audit(judge="rewards", resume=json.loads(json.dumps(audit.to_dict())))
+    assert again.report.drifted
+    route.batch([*strange, *strange])
+    assert len(warnings(caplog)) == 1
+
+
 def test_calls_from_many_threads_are_all_counted(route: DifferentiableRoute) -> None:
     audit = route.audit(judge=lambda example, prediction: True, share=1.0)
     threads = [threading.Thread(target=lambda: [route(request=KEPT) for _ in range(50)]) for _ in range(8)]

@@ -257,6 +257,18 @@ def test_candidates_of_a_call_are_all_that_can_be_chosen(trained: Differentiable
         }
 
 
+def test_candidates_count_in_the_score_as_in_a_call(trained: DifferentiableRoute) -> None:
+    requests, masked = [example.request for example in mixed(20, seed=4)], ["cherry", "banana"]
+    route = guarded(trained)
+    scores = route.score(requests, candidates=masked)
+    in_calls = [route(request=request, candidates=masked).decision.score for request in requests]
+    np.testing.assert_allclose(scores, in_calls, atol=1e-4)
+    assert not np.allclose(scores, route.score(requests))
+    np.testing.assert_array_equal(route.score(requests, candidates={"fruit": masked}), scores)
+    with pytest.raises(RouteError, match=r"\['fig'\] are no options"):
+        route.score(requests, candidates=["fig"])
+
+
 @pytest.mark.parametrize(
     ("candidates", "message"),
     [([], "none to choose"), (["fig"], r"\['fig'\] are no options"), ({"size": ["x"]}, "'size'")],

@@ -51,6 +51,24 @@ CLAIMS = {
         "careful_scores['untrained'][1] > careful_scores['untrained'][0] + 0.02",
         "careful_scores['trained'][1] == careful_scores['trained'][0] and not kept_weights['trained']",
     ],
+    "04_knowing_when_not_to": [
+        "diagrams['in scope'].error < 0.03 and diagrams['all requests'].error > 0.07",
+        "areas['route.score'] > max(areas['maximum probability'], areas['semantic-router'])",
+        "max(broken['guard, route.score'], broken['guard, maximum probability']) <= 0.1",
+        "broken['route.score, without a test'] > 0.3",
+        "coverages['guard, route.score'].mean() > coverages['guard, maximum probability'].mean() + 0.02",
+        "risks['maximum probability ≥ 1 - risk'].max() < 0.03",
+        "broken['semantic-router, calibrated ≥ 1 - risk'] > DELTA",
+        "few.threshold is None and few.rows == 161 and rows_needed(RISK, DELTA) == 64",
+        "outcome['route, else the old planner'][0] > outcome['old planner alone'][0] > outcome['route alone'][0]",
+        "outcome['route, else the old planner'][1] < 0.3",
+        "quiet and audit.report.drifted and not audit.alarmed",
+        "second_audit.alarmed and not second_audit.report.drifted",
+        "same_logits and promised_then is None and grown.promise is not None",
+        "unpromised['car requests, intents by description'][0] > 0.8",
+        "unpromised['all'][2] > RISK > promised_again['all'][2]",
+        "recall.recall[5] > 0.97 and 2 * mean_size < max(sizes.values())",
+    ],
 }
 
 

@@ -1,11 +1,12 @@
 """Pictures of a compile's report; they need the extra `plots`."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dspy_router.learning.calibration import Reliability
     from dspy_router.optimizers.frontier import FrontierPoint
 
 
@@ -30,8 +31,19 @@ def save_frontier(points: "Sequence[FrontierPoint]", path: str | Path, *, cost_u
 
 def frontier_svg(points: "Sequence[FrontierPoint]", *, cost_unit: str = "dollars") -> str:
     """The same picture as SVG, to stand in a page of HTML."""
+    return _svg(_frontier_figure(points, cost_unit))
+
+
+def reliability_svg(tables: "Mapping[str, Reliability]") -> str:
+    """`dspy_router.evaluation.reliability.reliability_figure` as SVG, to stand in a page of HTML."""
+    from dspy_router.evaluation.reliability import reliability_figure
+
+    return _svg(reliability_figure(tables))
+
+
+def _svg(figure: Any) -> str:
     picture = io.StringIO()
-    _frontier_figure(points, cost_unit).savefig(picture, format="svg", metadata={"Date": None})
+    figure.savefig(picture, format="svg", metadata={"Date": None})
     return picture.getvalue()[picture.getvalue().index("<svg") :]
 
 

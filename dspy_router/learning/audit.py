@@ -1,10 +1,12 @@
 """Whether a promise made earlier still holds, and whether the inputs are still those it was made for.
 
 `RunningAudit` watches the losses of audited decisions as they come, and may be looked at after every one. `drift`
-compares the scores of recent inputs with those of the inputs that the promise was calibrated on.
+compares the scores of recent inputs with those of the inputs that the promise was calibrated on; `RunningDrift` does so
+for every window of new ones.
 """
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from dspy_router.errors import RouteError
 # Bets on losses above the risk, as shares of what can be staked without running into debt. A share f wins most if the
 # mean loss is near α + f (1 - α): at a risk of 2 % these bets stand for 26 to 1.2 times the risk.
 STAKES = 2.0 ** -np.arange(1, 9)
+WINDOW = 500  # scores of inputs that are compared at once with those of the calibration rows
 
 
 class RunningAudit:
@@ -172,8 +175,7 @@ def drift(reference_scores: np.ndarray, recent_scores: np.ndarray) -> DriftRepor
     With familiarity and log probability combined, and 1,500 of CLINC150's validation rows as reference, a fifth out of
     scope among 200 requests is found in 99 % of windows at p ≤ 0.01, a tenth in 37 % (in 84 % among 500).
 
-    The p-value is that of one look. To look again and again, take a window of new rows each time and divide the level
-    by the number of looks.
+    The p-value is that of one look; to look again and again there is `RunningDrift`.
 
     Args:
         reference_scores: Float [n], finite; of rows that were not trained on, such as the calibration rows.
@@ -200,3 +202,77 @@ def drift(reference_scores: np.ndarray, recent_scores: np.ndarray) -> DriftRepor
     rows = {f"{name}_rows": len(values) for name, values in samples.items()}
     # A distribution function that lies above another belongs to the lower scores.
     return DriftReport(float(found.statistic), float(found.pvalue), bool(found.statistic_sign > 0), **rows)
+
+
+class RunningDrift:
+    """`drift` of every `WINDOW` new inputs, at levels that sum to the chance of ever raising a false alarm.
+
+    Window w = 1, 2, ... is an alarm if its p-value is at most
+
+        alpha / (w (w + 1)),    Σ_w = alpha.
+
+    By the union bound that holds however long the test runs, and although all windows are compared with the same
+    reference. It takes inputs that are independent draws: requests that come in bursts of one kind are drift to it.
+
+    Measured on normal scores, `alpha` 0.05: inputs as before raised an alarm within 20 windows in 2 % of 300 runs with
+    500 reference rows. After 10 such windows, a fifth of the inputs three deviations lower is seen in the first window
+    in the median, a tenth in the twentieth.
+
+    Not for several threads at once: guard `observe` with a lock.
+
+    Args:
+        reference_scores: Float [n], finite, n at least 1; of rows that were not trained on.
+        alpha: The chance of a false alarm, in (0, 1).
+
+    Attributes:
+        rows: Scores observed.
+        alarmed: Whether a window has been an alarm. It stays so.
+
+    Raises:
+        RouteError: If `alpha` is not in (0, 1).
+
+    Example:
+        >>> random = np.random.default_rng(0)
+        >>> test = RunningDrift(random.normal(size=1000))
+        >>> any(test.observe(score) for score in random.normal(size=2000))
+        False
+        >>> alarms = [test.observe(score) for score in random.normal(-0.5, 1, size=1000)]
+        >>> alarms.index(True) + 1, test.report.lower
+        (500, True)
+    """
+
+    def __init__(self, reference_scores: np.ndarray, alpha: float = 0.05) -> None:
+        if not 0 < alpha < 1:
+            raise RouteError(f"alpha={alpha!r}: expected a number in (0, 1), such as 0.05.")
+        self.alpha = alpha
+        self.rows = 0
+        self.alarmed = False
+        self._reference = np.asarray(reference_scores, float)
+        self._recent: deque[float] = deque(maxlen=WINDOW)
+
+    def observe(self, score: float) -> bool:
+        """Take note of an input's score; True if drift is found, by this window or before."""
+        self.rows += 1
+        self._recent.append(score)
+        window, more = divmod(self.rows, WINDOW)
+        if not more and not self.alarmed:
+            level = self.alpha / (window * (window + 1))
+            self.alarmed = drift(self._reference, np.array(self._recent)).p_value <= level
+        return self.alarmed
+
+    @property
+    def report(self) -> DriftReport | None:
+        """One look at the latest scores, up to `WINDOW`; None before the first."""
+        return drift(self._reference, np.array(self._recent)) if self._recent else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state as JSON-compatible values, without the reference."""
+        return {"alpha": self.alpha, "rows": self.rows, "alarmed": self.alarmed, "recent": list(self._recent)}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], reference_scores: np.ndarray) -> "RunningDrift":
+        """The test that `to_dict` described."""
+        test = cls(reference_scores, state["alpha"])
+        test.rows, test.alarmed = int(state["rows"]), bool(state["alarmed"])
+        test._recent.extend(float(score) for score in state["recent"])
+        return test

@@ -12,10 +12,12 @@ Rows whose targets are rewards take no part: the expected reward is highest wher
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize, minimize_scalar
+from sklearn.metrics import top_k_accuracy_score
 from sklearn.model_selection import KFold
 from tabulate import tabulate
 
@@ -29,6 +31,7 @@ ROWS_A_BIAS = 20
 SETTLED = 0.9  # of the likelihood: an option with as much of it is what the row is about
 LARGEST_LOG_TEMPERATURE = 3.0
 FOLDS = 5
+RECALL_AT = (1, 3, 5, 10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,13 @@ class Reliability:
         filled = self.rows > 0
         gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
         return float(np.average(gaps, weights=self.rows[filled])) if filled.any() else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-compatible; empty bins are left out."""
+        filled = self.rows > 0
+        columns = {"low": self.edges[:-1], "high": self.edges[1:], "rows": self.rows}
+        columns |= {"confidence": self.confidence, "accuracy": self.accuracy}
+        return {"error": self.error if filled.any() else None, **{k: v[filled].tolist() for k, v in columns.items()}}
 
     def __str__(self) -> str:
         return self._table("simple")
@@ -197,9 +207,36 @@ def expected_calibration_error(probabilities: np.ndarray, right: np.ndarray, bin
     return reliability(probabilities, right, bins).error
 
 
+def recall_at_k(logits: np.ndarray, rows: TargetRows) -> dict[int, float]:
+    """How often the right option is among the k likeliest, for each k of `RECALL_AT` below the number of options.
+
+    Args:
+        logits: Float [n, k], of inputs that the head has not seen.
+        rows: What is known of them; those that do not settle which option is right are left out.
+
+    Returns:
+        Empty if no row does.
+
+    Example:
+        >>> logits = np.array([[3.0, 2.0, 1.0, 0.0]] * 2)
+        >>> recall_at_k(logits, TargetRows.from_labels(np.array([0, 2]), 4))
+        {1: 0.5, 3: 1.0}
+    """
+    settled, options = _settled(rows) & (rows.objective != Objective.REWARD), rows.target.shape[1]
+    if not settled.any():
+        return {}
+    labels, every, scores = rows.target[settled].argmax(axis=1), np.arange(options), logits[settled]
+    # scikit-learn takes two options for a positive and a negative class, and wants the score of the one.
+    scores = scores[:, 1] - scores[:, 0] if options == 2 else scores
+    return {k: float(top_k_accuracy_score(labels, scores, k=k, labels=every)) for k in RECALL_AT if k < options}
+
+
+def _settled(rows: TargetRows) -> np.ndarray:
+    return np.asarray(rows.target.max(axis=1) >= SETTLED * rows.target.sum(axis=1))
+
+
 def _options_with_bias(rows: TargetRows) -> np.ndarray:
-    settled = rows.target.max(axis=1) >= SETTLED * rows.target.sum(axis=1)
-    labels = rows.target[settled].argmax(axis=1)
+    labels = rows.target[_settled(rows)].argmax(axis=1)
     return np.flatnonzero(np.bincount(labels, minlength=rows.target.shape[1]) >= ROWS_A_BIAS)
 
 

@@ -5,31 +5,42 @@ lowered so that the expected loss R(t) = E[loss | score ≥ t] stays within a ri
 H(t): R(t) > α, tested in a fixed order, from strict to lenient, until one cannot be rejected (fixed-sequence testing;
 Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test", 2021). The last rejected is the answer.
 
-The statement. With probability at least 1 - δ over the draw of the calibration rows, R(threshold) ≤ α, or there is no
-threshold. It holds for any scores and any number of rows; R need not rise as the threshold falls.
+The statement. With probability at least 1 - δ over the draw of the calibration rows (and of what the seed draws),
+R(threshold) ≤ α, or there is no threshold. It holds for any scores and any number of rows; R need not rise as the
+threshold falls.
 
 What it takes:
 - Calibration rows and future requests are independent draws of one distribution (of one exchangeable sequence: then R
   is the risk given what that sequence has in common). Drift, and rows chosen for being easy or hard, break it.
 - The score, the decisions and all that the loss depends on were fixed before the rows were seen: no row of them was
   trained on or used to choose a setting.
+- Losses are 0 or 1 by nature if those of all rows are; a graded metric that happened to give nothing else is tested
+  as if it could not, at δ where it should be δ / 2.
 - One threshold from one set of rows. Several, of which the best is taken, need a smaller δ each (δ / how many).
 - The average is over all decisions kept. It says nothing of a single request, nor of a kind of requests.
 
 No row is spent on a grid of thresholds, because every real number is tested: the p-value changes only at the scores,
-so that the sequence runs through the calibration rows from the highest score down, and the score of row k is tested
-with the losses of the k - 1 rows above it. Among few rows one unlucky loss ends a sequence, so there are three, which
-start at a k that depends on the number of rows alone and share δ (`SHARES`). One that arrives at the start of the next
-hands its level on (the fallback procedure; Wiens and Dmitrienko, 2005), so that nearly nothing is lost by the split.
+so that the sequence runs through the calibration rows from the highest score down. The score of row k can be the
+threshold if the losses of the first k - 1 rows were rejected, which speak of it, and those of the first k: a score may
+be that of many future requests, of which row k is the only one seen. Among few rows one unlucky loss ends a sequence,
+so there are three, which start at a k that depends on the number of rows alone and share δ (`SHARES`). One that arrives
+at the start of the next hands its level on (the fallback procedure; Wiens and Dmitrienko, 2005), so that nearly nothing
+is lost by the split.
 
-The thresholds of the starts are random ones, so here is why the promise holds. Let ties be broken at random, so that R
-is continuous along the sequence, and {R > α} is a union of intervals with R = α at their ends. Let s be the score of a
-start, row k. (1) If s lies in such an interval, the k - 1 rows above it are, given s, independent with mean loss
-R(s) > α: they are rejected at a level with no more than its probability. (2) If s lies between two intervals, the
-sequence must reject at the beginning b of the next to err. Given how many rows lie between the ends of all intervals,
-those above b come in groups of independent losses with mean α each, because R = α at every end: again they are
-rejected at a level with no more than its probability. Each start has one such hypothesis that its sequence must reject
-to err, and where starts share one, it is tested at the sum of their levels: together, δ.
+The thresholds are random ones, so here is why the promise holds. Let ties be broken at random, and call the places in
+that order of all requests u, from 0 to 1. R(u), the mean loss up to u, is continuous, and {R > α} is a union of
+intervals with R = α at their ends. Given how many rows lie between the ends of all intervals, the rows up to an end b
+come in groups of independent losses with mean α each. Let s be the place of a start, row k. A threshold with R > α is
+only returned if there is
+
+1. one interval that holds s, and the first k - 1 rows were rejected. Given s too, those between the interval's
+   beginning and s have a mean loss above α, because R(s) > α; or
+2. no such interval, and the first rows up to b were rejected, where b begins the first interval after s that holds a
+   row, or that begins amid requests of one score. (The threshold keeps all of these: they may reach into the interval
+   though none of the rows does. This is what the loss of row k is needed for.)
+
+Either way, losses with a mean of at least α each are rejected at a level, which has no more than its probability. If
+the next sequence starts before b, its interval is the same, and the test has the sum of the levels: together, δ.
 """
 
 import math
@@ -64,7 +75,7 @@ class RiskThreshold:
         rows: Calibration rows.
         kept: Those at or above the threshold.
         loss: Mean loss of the kept; None without a threshold.
-        bound: Upper bound of the expected loss at this threshold, at most `risk`, from the rows above it. Its level is
+        bound: Upper bound of the expected loss at this threshold, at most `risk`, from the rows kept. Its level is
             1 - δ for a threshold fixed beforehand (Clopper and Pearson's for 0/1 losses); what is promised of this one
             is `risk`.
         loss_kind: Of the calibration rows; it decides how they are tested.
@@ -128,7 +139,7 @@ def risk_threshold(
         >>> wrong = (random.random(2000) > sure ** 0.1).astype(float)
         >>> found = risk_threshold(sure, wrong, risk=0.05, delta=0.05)
         >>> round(found.threshold, 2), found.kept, round(found.loss, 3), round(found.bound, 3)
-        (0.34, 1318, 0.04, 0.049)
+        (0.34, 1317, 0.039, 0.049)
     """
     scores, losses = np.asarray(scores, np.float64), np.asarray(losses, np.float64)
     _check(scores, losses)
@@ -146,10 +157,10 @@ def risk_threshold(
     ranked, lost = scores[order], losses[order]
     rounded = (random.random(rows) < lost).astype(np.float64)
     start = math.isqrt(fewest * rows)
-    rejected = _rejected(_log_p_values(lost[:-1], rounded[:-1], risk, kind), delta, start)
+    allowed = _allowed(_log_p_values(lost, rounded, risk, kind), delta, start)
     # A threshold keeps all rows of its score or none.
     whole = np.append(ranked[1:] != ranked[:-1], True)
-    kept = int(np.flatnonzero(rejected & whole).max(initial=-1)) + 1
+    kept = int(np.flatnonzero(allowed & whole).max(initial=-1)) + 1
     return RiskThreshold(
         threshold=float(ranked[kept - 1]) if kept else None,
         risk=risk,
@@ -157,7 +168,7 @@ def risk_threshold(
         rows=rows,
         kept=kept,
         loss=float(lost[:kept].mean()) if kept else None,
-        bound=_bound(lost[: kept - 1], rounded[: kept - 1], risk, delta, kind) if kept else None,
+        bound=_bound(lost[:kept], rounded[:kept], risk, delta, kind) if kept else None,
         loss_kind=kind,
         start=start,
         start_loss=float(lost[:start].mean()),
@@ -183,19 +194,20 @@ def rows_needed(risk: float, delta: float, *, loss_kind: LossKind = "0/1") -> in
     return math.ceil(math.log(level) / math.log1p(-risk)) + 1
 
 
-def _rejected(log_p_values: np.ndarray, delta: float, start: int) -> np.ndarray:
-    """Which rows' scores are rejected as thresholds: bool [n], from the n - 1 p-values of the rows above them."""
-    rows = len(log_p_values) + 1
+def _allowed(log_p_values: np.ndarray, delta: float, start: int) -> np.ndarray:
+    """Which rows' scores may be the threshold: bool [n], from the p-values of the first 1, 2, ... n rows."""
+    rows = len(log_p_values)
     starts = (start, (start + rows) // 2, rows)
-    rejected, level = np.zeros(rows, bool), 0.0
-    for first, end, share in zip(starts, (*starts[1:], rows + 1), SHARES, strict=True):
+    allowed, level = np.zeros(rows, bool), 0.0
+    for first, following, share in zip(starts, (*starts[1:], rows + 1), SHARES, strict=True):
         level += share * delta
-        # Row k's score is tested with the k - 1 rows above it, whose p-value is at k - 2.
-        failed = np.flatnonzero(log_p_values[first - 2 : end - 2] > math.log(level))
+        # From the first - 1 rows above the start to the rows up to the next one.
+        failed = np.flatnonzero(log_p_values[first - 2 : following - 1] > math.log(level))
+        end = following
         if len(failed):
-            end, level = first + int(failed[0]), 0.0
-        rejected[first - 1 : end - 1] = True
-    return rejected
+            end, level = max(first, first + int(failed[0]) - 1), 0.0
+        allowed[first - 1 : end - 1] = True
+    return allowed
 
 
 def _log_p_values(losses: np.ndarray, rounded: np.ndarray, risk: float, kind: LossKind) -> np.ndarray:

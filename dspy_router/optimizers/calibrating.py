@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dspy_router.heads import OptionHead, softmax
-from dspy_router.learning.calibration import Calibration, Reliability, calibrate, held_out, reliability
+from dspy_router.learning.calibration import Calibration, Reliability, calibrate, held_out, recall_at_k, reliability
 from dspy_router.learning.familiarity import build_reference
 from dspy_router.learning.fit import fit_head
 from dspy_router.learning.new_options import fit_transfer
@@ -34,6 +34,7 @@ class FieldCalibration:
         biases: Options that got a bias of their own.
         before: Reliability on the held-out rows as the fit left it.
         after: With temperature and biases, which were fitted to the same rows.
+        recall: By k, how often the right option is among the k likeliest on the held-out rows.
     """
 
     field: str
@@ -42,6 +43,7 @@ class FieldCalibration:
     biases: int
     before: Reliability
     after: Reliability
+    recall: Mapping[int, float]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-compatible."""
@@ -52,6 +54,9 @@ class FieldCalibration:
             "biases": self.biases,
             "expected_calibration_error_before": self.before.error,
             "expected_calibration_error": self.after.error,
+            "reliability_before": self.before.to_dict(),
+            "reliability": self.after.to_dict(),
+            "recall": {str(k): share for k, share in self.recall.items()},
         }
 
 
@@ -160,4 +165,5 @@ def _report(entry: FieldRows, calibration: Calibration, logits: np.ndarray, rows
         biases=int(np.count_nonzero(calibration.bias)),
         before=measured(logits),
         after=measured(calibration(logits)),
+        recall=recall_at_k(calibration(logits), rows),
     )

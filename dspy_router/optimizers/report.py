@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,9 @@ class FinetuneReport:
             error = f"expected error {found.before.error:.3f} before, {found.after.error:.3f} after"
             basis = f"{found.rows:,} held-out rows, temperature {found.temperature:.2f}"
             lines.insert(-2, [f"calibration of {found.field!r}", error, basis])
+            if found.recall:
+                shares = ", ".join(f"{share:.3f} among {k}" for k, share in found.recall.items())
+                lines.insert(-2, [f"right {found.field!r} among the likeliest", shares, "recall@k of the same rows"])
         if self.noise:
             lines.insert(-1, ["noise of the metric", f"{self.noise:.1%} of its rewards are wrong", ""])
         return tabulate(lines, tablefmt=form, disable_numparse=True)
@@ -111,12 +115,33 @@ class FinetuneReport:
         return self._table("plain") + frontier
 
     def _repr_html_(self) -> str:
-        if not self.frontier:
-            return self._table("html")
+        parts = [self._table("html")]
+        if self.calibration:
+            parts.append(self._reliability())
+        if self.frontier:
+            parts += [self._frontier_table("html"), self._picture_of_frontier()]
+        return "".join(parts)
+
+    def _reliability(self) -> str:
+        try:
+            from dspy_router.evaluation.plots import reliability_svg
+
+            tables = {
+                f"{found.field}, {state}": table
+                for found in self.calibration
+                for state, table in (("as fitted", found.before), ("calibrated", found.after))
+            }
+            return reliability_svg(tables)
+        except ImportError:  # the extra `plots` is not installed
+            return "".join(
+                f"<p>Reliability of {escape(repr(found.field))}:</p>{found.after._repr_html_()}"
+                for found in self.calibration
+            )
+
+    def _picture_of_frontier(self) -> str:
         try:
             from dspy_router.evaluation.plots import frontier_svg
 
-            picture = frontier_svg(self.frontier, cost_unit=self.cost_unit)
+            return frontier_svg(self.frontier, cost_unit=self.cost_unit)
         except ImportError:  # the extra `plots` is not installed
-            picture = ""
-        return self._table("html") + self._frontier_table("html") + picture
+            return ""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dspy_router.errors import RouteError
-from dspy_router.learning.audit import RunningAudit, drift
+from dspy_router.learning.audit import WINDOW, RunningAudit, RunningDrift, drift
 
 
 def alarm_after(losses: np.ndarray, *, risk: float = 0.05, alpha: float = 0.1) -> int | None:
@@ -143,3 +143,72 @@ def test_scores_that_cannot_be_compared_are_refused(scores: list[float]) -> None
         drift(np.arange(5.0), np.array(scores))
     with pytest.raises(RouteError, match="The reference scores"):
         drift(np.array(scores), np.arange(5.0))
+
+
+def drift_found_in(test: RunningDrift, windows: list[np.ndarray]) -> int | None:
+    """Number of the window, from 1, in which drift is found."""
+    for number, window in enumerate(windows, 1):
+        for score in window:
+            test.observe(float(score))
+        if test.alarmed:
+            return number
+    return None
+
+
+def test_inputs_as_before_raise_an_alarm_in_at_most_alpha_of_the_runs() -> None:
+    alarms = 0
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        # A reference of this size is all the harder to tell from, as all windows are compared with it.
+        test = RunningDrift(random.normal(size=150), alpha=0.1)
+        alarms += drift_found_in(test, list(random.normal(size=(8, WINDOW)))) is not None
+    # In truth below 0.1, with which 100 runs show more than 20 once in a thousand times.
+    assert alarms <= 20
+
+
+def test_inputs_of_few_distinct_scores_raise_none_either() -> None:
+    random = np.random.default_rng(0)
+    found = [
+        drift_found_in(RunningDrift(random.integers(3, size=500)), list(random.integers(3, size=(8, WINDOW))))
+        for _ in range(20)
+    ]
+    assert found.count(None) >= 17
+
+
+def test_a_fifth_of_strange_inputs_is_seen_within_two_windows() -> None:
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        test, windows = RunningDrift(random.normal(size=500)), random.normal(size=(12, WINDOW))
+        windows[10:][random.random((2, WINDOW)) < 0.2] -= 3
+        assert drift_found_in(test, list(windows)) in (11, 12)
+        assert test.report is not None
+        assert test.report.lower
+
+
+def test_the_levels_of_all_windows_sum_to_alpha() -> None:
+    # A window whose p-value lies between two levels is an alarm only while the level is the larger.
+    reference, window = np.arange(500.0), np.append(np.arange(0.0, 450, 1), np.full(50, -1.0))
+    p_value = drift(reference, window).p_value
+    assert 0.05 / 6 < p_value < 0.05 / 2
+    first = RunningDrift(reference)
+    assert drift_found_in(first, [window]) == 1
+    later = RunningDrift(reference)
+    assert drift_found_in(later, [reference, window]) is None
+
+
+def test_the_state_of_the_drift_survives_json() -> None:
+    random = np.random.default_rng(0)
+    reference, scores = random.normal(size=300), random.normal(-1, 1, size=700)
+    whole, first = RunningDrift(reference), RunningDrift(reference)
+    for score in scores[:300]:
+        first.observe(score)
+    second = RunningDrift.from_dict(json.loads(json.dumps(first.to_dict())), reference)
+    assert [whole.observe(score) for score in scores][300:] == [second.observe(score) for score in scores[300:]]
+    assert second.to_dict() == whole.to_dict()
+    assert second.alarmed
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, math.nan])
+def test_the_chance_of_a_false_drift_must_be_a_probability(alpha: float) -> None:
+    with pytest.raises(RouteError, match="alpha="):
+        RunningDrift(np.zeros(3), alpha)

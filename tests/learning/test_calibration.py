@@ -8,6 +8,7 @@ from dspy_router.learning.calibration import (
     calibrate,
     expected_calibration_error,
     held_out,
+    recall_at_k,
     reliability,
 )
 from dspy_router.learning.rows import Objective, TargetRows
@@ -151,3 +152,20 @@ def test_bad_input_is_refused_with_the_value() -> None:
         reliability(np.zeros(2), np.zeros(3))
     with pytest.raises(ValueError, match=r"\(3, 4\)"):
         calibrate(np.zeros((3, 4)), TargetRows.from_labels(np.zeros(3, int), 5))
+
+
+def test_recall_counts_the_rows_that_settle_what_is_right() -> None:
+    logits = np.tile(np.arange(12.0)[::-1], (4, 1))
+    known = TargetRows.from_labels(np.array([0, 2, 4, 11]), 12)
+    open_ = TargetRows.of(Objective.LIKELIHOOD, np.ones((1, 12)) - np.eye(12)[:1])
+    rewarded = TargetRows.of(Objective.REWARD, np.eye(12)[:1])
+    rows = TargetRows.joined([known, open_, rewarded])
+    found = recall_at_k(np.concatenate([logits, logits[:2]]), rows)
+    assert found == {1: 0.25, 3: 0.5, 5: 0.75, 10: 0.75}
+    assert recall_at_k(logits[:2], TargetRows.joined([open_, rewarded])) == {}
+
+
+def test_recall_between_two_options_is_the_share_that_is_right() -> None:
+    logits = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert recall_at_k(logits, TargetRows.from_labels(np.array([0, 1, 1]), 2)) == {1: pytest.approx(2 / 3)}
+    assert recall_at_k(logits[:1], TargetRows.from_labels(np.array([0]), 2)) == {1: 1.0}

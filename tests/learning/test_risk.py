@@ -47,6 +47,29 @@ def test_the_promise_is_broken_in_at_most_delta_of_the_draws(chance_of_loss: np.
     assert share <= not_more_often_than(0.1)
 
 
+@pytest.mark.parametrize(
+    ("share", "chance_of_loss"),
+    [
+        pytest.param([0.9499, 0.0501], [0.0, 1.0], id="one score is always lost"),
+        pytest.param([0.8999, 0.1001], [0.0, 0.5], id="one score is lost half of the time"),
+        pytest.param([0.0501, 0.9499], [1.0, 0.0], id="the highest score is lost"),
+        pytest.param([0.025, 0.9499, 0.0251], [1.0, 0.0, 1.0], id="the highest and the lowest are lost"),
+        pytest.param([0.05] * 20, [0.0, 0.1002] * 10, id="every other score"),
+    ],
+)
+def test_the_promise_holds_where_many_rows_have_one_score(share: list[float], chance_of_loss: list[float]) -> None:
+    mass, chance = np.array(share), np.array(chance_of_loss)
+    expected = np.cumsum(mass * chance) / np.cumsum(mass)
+    count = 0
+    for seed in range(DRAWS):
+        random = np.random.default_rng(seed)
+        place = random.choice(len(mass), size=100, p=mass)
+        losses = (random.random(100) < chance[place]).astype(float)
+        found = risk_threshold(-place.astype(float), losses, risk=0.05, delta=0.05, seed=seed)
+        count += found.threshold is not None and expected[int(-found.threshold)] > 0.05
+    assert count / DRAWS <= not_more_often_than(0.05)
+
+
 def test_a_test_without_a_fixed_sequence_would_break_it() -> None:
     # The check above can fail: the most lenient of all thresholds that pass alone is wrong more often.
     wrong = 0
@@ -79,12 +102,12 @@ def test_zero_one_losses_have_the_bound_of_clopper_and_pearson() -> None:
     losses = (random.random(1000) > scores**0.1).astype(float)
     found = risk_threshold(scores, losses, risk=0.05, delta=0.1)
     assert found.threshold is not None
-    above = losses[scores > found.threshold]
-    assert len(above) == found.kept - 1
-    lost = above.sum()
-    assert found.bound == pytest.approx(beta.ppf(0.9, lost + 1, len(above) - lost))
+    kept = losses[scores >= found.threshold]
+    assert len(kept) == found.kept
+    lost = kept.sum()
+    assert found.bound == pytest.approx(beta.ppf(0.9, lost + 1, len(kept) - lost))
     assert found.bound <= 0.05
-    assert found.loss == losses[scores >= found.threshold].mean()
+    assert found.loss == kept.mean()
     assert found.coverage == (scores >= found.threshold).mean()
 
 
@@ -92,8 +115,8 @@ def test_the_threshold_is_the_last_before_the_first_test_that_fails() -> None:
     losses = np.zeros(300)
     losses[200:] = 1.0  # the 200 surest are right
     found = risk_threshold(-np.arange(300.0), losses, risk=0.1, delta=0.1)
-    allowed = next(k for k in range(1, 100) if binom.cdf(k, 200 + k, 0.1) > 0.1)
-    assert found.kept == 200 + allowed
+    failed = next(k for k in range(1, 100) if binom.cdf(k, 200 + k, 0.1) > 0.1)
+    assert found.kept == 200 + failed - 1
     assert found.threshold == -(found.kept - 1)
 
 

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -371,6 +372,29 @@ def test_the_report_renders_as_text_and_html() -> None:
     optimizer.compile(fruit_route(), trainset=fruit_requests(30, label=True))
     assert "30 label rows" in str(optimizer.report)
     assert optimizer.report._repr_html_().startswith("<table>")
+
+
+def test_the_report_shows_reliability_and_recall_on_held_out_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = RouteFinetune()
+    route = DifferentiableRoute("request -> fruit", tools=[*FRUIT, "fig"], encoder=bag_of_words)
+    optimizer.compile(route, trainset=fruit_requests(400, label=True))
+    [found] = optimizer.report.calibration
+    assert list(found.recall) == [1, 3]
+    assert 0.9 < found.recall[1] <= found.recall[3] <= 1
+    assert f"{found.recall[1]:.3f} among 1, {found.recall[3]:.3f} among 3" in str(optimizer.report)
+    assert f"{found.after.error:.3f} after" in str(optimizer.report)
+    [saved] = json.loads(json.dumps(optimizer.report.to_dict()))["calibration"]
+    assert saved["recall"] == {"1": found.recall[1], "3": found.recall[3]}
+    assert sum(saved["reliability"]["rows"]) == saved["rows"] == 80
+    assert saved["reliability"]["error"] == found.after.error
+    page = optimizer.report._repr_html_()
+    assert page.startswith("<table>")
+    assert "<svg" in page
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = optimizer.report._repr_html_()
+    assert "<svg" not in page
+    assert "Reliability of &#x27;fruit&#x27;:" in page
+    assert found.after._repr_html_() in page
 
 
 def test_the_feedback_of_a_compile_can_be_kept() -> None:
