@@ -1,0 +1,1 @@
+"""An agent loop whose steps are decided by a route."""
