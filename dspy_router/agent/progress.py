@@ -121,11 +121,11 @@ def as_text(value: Any, limit: int | None = None) -> str:
         >>> as_text({"price": 3}), as_text("abcdef", 3)
         ('{"price": 3}', 'abc [cut: 3 of 6 characters]')
     """
-    if not isinstance(value, str):
-        value = json.dumps(serialize_for_json(value), ensure_ascii=False, default=str)
-    if limit is None or len(value) <= limit:
-        return value
-    return f"{value[:limit]} [cut: {limit} of {len(value)} characters]"
+    plain = serialize_for_json(value)
+    text = plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, default=str)
+    if limit is None or len(text) <= limit:
+        return text
+    return f"{text[:limit]} [cut: {limit} of {len(text)} characters]"
 
 
 def canonical(arguments: Mapping[str, Any]) -> str:
