@@ -11,13 +11,16 @@ class StepState:
     A route reads text, and its log, its cache and its explanations go by text. So a state travels as the text that
     `to_text` writes, and a `StepEncoder` reads it back.
 
+    Of an agent with one request, `request` is that request at every step. In a dialogue it is the user's turn as long
+    as that is the last thing that happened; after a call it is the last but one of the `messages`.
+
     Attributes:
-        request: What is asked: of an agent with one request, that request; in a dialogue, the user's last turn.
+        request: What is asked.
         observation: The last tool's result as text; empty before the first call and, in a dialogue, when the user
             has spoken since.
         calls: Names of the tools called so far, in order.
         failed: Whether the last call failed.
-        messages: Earlier turns of a dialogue, oldest first, each with its speaker in front (`"user: ..."`).
+        messages: Earlier turns of a dialogue, oldest first: what was said, called and found, each as it stood then.
 
     Example:
         >>> state = StepState("How old is Anna's mother?").after("search", "Anna's mother is Ruth.")
@@ -38,8 +41,13 @@ class StepState:
         """How many tools have been called."""
         return len(self.calls)
 
+    @property
+    def follows_call(self) -> bool:
+        """Whether a call is the last thing that happened: not before the first, nor when the user has spoken since."""
+        return bool(self.calls) and not (self.messages and self.request)
+
     def after(self, tool: str, observation: str, *, failed: bool = False) -> "StepState":
-        """The state after one more call. The observation before it is not kept.
+        """The state of an agent with one request after one more call. The observation before it is not kept.
 
         Args:
             tool: Name of the tool called.

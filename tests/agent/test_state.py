@@ -63,12 +63,25 @@ def test_any_other_text_is_no_state(text: str) -> None:
     assert StepState.from_text(text) is None
 
 
-def test_a_call_replaces_the_observation_and_keeps_the_rest() -> None:
-    first = StepState("How far?", messages=("user: Hello",)).after("map", "no such place", failed=True)
-    assert first == StepState("How far?", "no such place", ("map",), True, ("user: Hello",))
+def test_a_call_replaces_the_observation_and_keeps_the_request() -> None:
+    first = StepState("How far?").after("map", "no such place", failed=True)
+    assert first == StepState("How far?", "no such place", ("map",), True)
     second = first.after("search", "12 km")
-    assert second == StepState("How far?", "12 km", ("map", "search"), False, ("user: Hello",))
+    assert second == StepState("How far?", "12 km", ("map", "search"))
     assert (first.step, second.step) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "follows_call"),
+    [
+        (StepState("How far?"), False),
+        (StepState("How far?", "", ("map",)), True),
+        (StepState("", "12 km", ("map",), messages=("Hello", "How far?", "map {}")), True),
+        (StepState("Thanks!", "", ("map",), messages=("Hello", "How far?", "map {}", "12 km")), False),
+    ],
+)
+def test_a_state_tells_a_tool_s_result_from_a_user_s_turn(state: StepState, follows_call: bool) -> None:
+    assert state.follows_call is follows_call
 
 
 def test_the_module_brings_no_dspy() -> None:
