@@ -79,10 +79,8 @@ def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardR
     return found
 
 
-def _put(
-    targets: dict[FieldKey, TextTargets], row: Feedback, objective: Objective, target: np.ndarray, weight: float = 1.0
-) -> None:
-    targets[row.route, row.field][row.example, row.text, ""] = (objective, target, weight)
+def _put(targets: dict[FieldKey, TextTargets], row: Feedback, objective: Objective, target: np.ndarray) -> None:
+    targets[row.route, row.field][row.example, row.text, ""] = (objective, target, row.weight)
 
 
 def _taught(row: Feedback, fields: Mapping[FieldKey, DecisionField]) -> tuple[Objective, np.ndarray]:
