@@ -15,7 +15,7 @@ from dspy_router.agent.progress import Progress, ToolResult, as_text
 from dspy_router.agent.tool_calls import ToolCall
 from dspy_router.agent.tools import FINISH, is_async, read_tools, refusal
 from dspy_router.encoders.base import Encoder
-from dspy_router.encoders.choose import as_encoder
+from dspy_router.encoders.step import StepEncoder
 from dspy_router.errors import RouteError
 from dspy_router.route import DifferentiableRoute
 
@@ -63,7 +63,7 @@ class RoutedAgent(dspy.Module):
         fallback: Plans the steps that the route declines: a module that takes the inputs and `trajectory`, and gives
             `next_tool_name` and, if it likes, `next_tool_args` and `next_thought`, as `dspy.ReAct(...).react` does.
         args: Sources of arguments by tool.
-        encoder: As for `DifferentiableRoute`.
+        encoder: A `StepEncoder`, or the base of one: what `DifferentiableRoute` takes as `encoder`, if it is frozen.
         answer: Makes the module that writes the answer from its signature: `dspy.Predict`, `dspy.ChainOfThought`, ...
         timeout: Seconds a call of a tool may take, for all or by tool; see `dspy_router.agent.tool_calls.ToolCall`.
         result_limit: Characters of a result that LMs get to read. The trajectory holds what the tool returned.
@@ -73,14 +73,15 @@ class RoutedAgent(dspy.Module):
         RouteError: If the tools, their sources of arguments or the signature's names are unusable.
 
     Example:
-        >>> import dspy, numpy as np
+        >>> import dspy
         >>> from dspy.utils import DummyLM
         >>> from dspy_router import RoutedAgent
-        >>> def search(query: str): return "Ostrel has 48200 inhabitants."
-        >>> letters = lambda texts: np.array([[text.count(c) for c in "abcdefghij"] for text in texts])
-        >>> agent = RoutedAgent("question -> answer", tools=[search], encoder=letters)
+        >>> def search(query: str):
+        ...     "Look up how many people live in a city."
+        ...     return "Ostrel has 48200 inhabitants."
+        >>> agent = RoutedAgent("question -> answer", tools=[search])
         >>> with dspy.context(lm=DummyLM([{"answer": "48200"}])):
-        ...     prediction = agent(question="How many people live in Ostrel?", max_iters=1)
+        ...     prediction = agent(question="How many people live in Ostrel?")
         >>> prediction.answer, prediction.trajectory["tool_name_0"], prediction.trajectory["tool_args_0"]
         ('48200', 'search', {'query': 'How many people live in Ostrel?'})
     """
@@ -110,7 +111,7 @@ class RoutedAgent(dspy.Module):
         self.step = DifferentiableRoute(
             "state -> next_tool",
             tools=[*self.tools.values(), (FINISH, FINISH_DESCRIPTION)],
-            encoder=as_encoder(encoder),
+            encoder=encoder if isinstance(encoder, StepEncoder) else StepEncoder(encoder, list(self.tools)),
         )
         self.arguments = {
             name: argument_predictor(self.tools[name], self.signature)

@@ -6,10 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 
 import dspy
-import numpy as np
 
 from dspy_router import RoutedAgent
-from dspy_router.agent import Progress, StepState
+from dspy_router.agent import Progress
 from tests.conftest import bag_of_words
 
 PEOPLE = {"Ostrel": 480, "Vand": 1200, "Pim": 36, "Lorn": 750, "Quill": 90, "Sarn": 2000}
@@ -33,19 +32,8 @@ def doubled(progress: Progress) -> dict[str, str] | None:
     return {"expression": f"{numbers[0]} * 2"} if numbers else None
 
 
-def state_words(texts: list[str]) -> np.ndarray:
-    """What a state says in words, how often each tool was called among them."""
-    found = []
-    for text in texts:
-        state = StepState.from_text(text)
-        if state is not None:
-            text = f"{state.request} " + " ".join(f"after-{tool} failed-{state.failed}" for tool in state.calls)
-        found.append(text)
-    return bag_of_words(found)
-
-
 def town_agent(**settings: object) -> RoutedAgent:
-    given = {"args": {"calculator": doubled}, "encoder": state_words, "max_iters": 4} | settings
+    given = {"args": {"calculator": doubled}, "encoder": bag_of_words, "max_iters": 4} | settings
     return RoutedAgent("question -> answer", tools=[search, calculator], **given)
 
 

@@ -6,7 +6,8 @@ import pytest
 from dspy_router import RoutedAgent, RouteError
 from dspy_router.agent import Progress
 from dspy_router.decisions import choosing
-from tests.agent.programs import InOrder, answers, state_words
+from tests.agent.programs import InOrder, answers
+from tests.conftest import bag_of_words
 
 QUESTION = "How far is it?"
 calls: list[dict[str, object]] = []
@@ -42,7 +43,7 @@ def paint(colour: Literal["red", "blue"]) -> str:
 
 
 def agent(*tools: object, **settings: object) -> RoutedAgent:
-    return RoutedAgent("question -> answer", tools=list(tools), encoder=state_words, **settings)
+    return RoutedAgent("question -> answer", tools=list(tools), encoder=bag_of_words, **settings)
 
 
 def run(program: RoutedAgent, server: object, *names: str) -> dspy.Prediction:

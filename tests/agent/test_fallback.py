@@ -9,11 +9,11 @@ from tests.agent.programs import (
     answers,
     last_number,
     search,
-    state_words,
     tools_of,
     town_agent,
     town_requests,
 )
+from tests.conftest import bag_of_words
 
 PLANNER = "question, trajectory -> next_tool_name, next_tool_args: dict"
 
@@ -119,7 +119,7 @@ def test_refused_arguments_of_the_routes_choice_go_to_the_fallback(scripted_lm: 
     server = scripted_lm(planned(("search", {"query": "Vand"})))
     agent = RoutedAgent(
         "question -> answer", tools=[search], fallback=dspy.Predict(PLANNER), args={"search": lambda progress: {}},
-        encoder=state_words,
+        encoder=bag_of_words,
     )  # fmt: skip
     with dspy.context(lm=server.lm), choosing(InOrder("search", "finish")):
         prediction = agent(question="plain count of Ostrel")

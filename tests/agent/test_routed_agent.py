@@ -8,7 +8,8 @@ import pytest
 from dspy_router import RoutedAgent, RouteError, record_decisions
 from dspy_router.agent import AgentError, StepState
 from dspy_router.decisions import choosing
-from tests.agent.programs import InOrder, answers, doubled, last_number, search, state_words, tools_of, town_agent
+from tests.agent.programs import InOrder, answers, doubled, last_number, search, tools_of, town_agent
+from tests.conftest import bag_of_words
 
 QUESTION = "plain count of Ostrel"
 
@@ -72,7 +73,7 @@ def test_nothing_is_called_twice_with_the_same_arguments(scripted_lm: object) ->
 
 def test_a_run_with_nothing_left_to_call_finishes_undecided(scripted_lm: object) -> None:
     server = scripted_lm(last_number)
-    agent = RoutedAgent("question -> answer", tools=[search], encoder=state_words)
+    agent = RoutedAgent("question -> answer", tools=[search], encoder=bag_of_words)
     with dspy.context(lm=server.lm), record_decisions() as decisions, choosing(InOrder("search")):
         prediction = agent(question=QUESTION)
     assert tools_of(prediction) == ["search", "finish"]
@@ -94,7 +95,7 @@ def test_a_run_ends_after_max_iters_with_an_answer(scripted_lm: object) -> None:
 def test_several_inputs_and_typed_outputs_and_another_answerer(scripted_lm: object) -> None:
     server = scripted_lm(answers(reasoning="easy", count="480", note="done"))
     agent = RoutedAgent(
-        "town: str, unit: str -> count: int, note", tools=[search], args={"search": "town"}, encoder=state_words,
+        "town: str, unit: str -> count: int, note", tools=[search], args={"search": "town"}, encoder=bag_of_words,
         answer=dspy.ChainOfThought,
     )  # fmt: skip
     with dspy.context(lm=server.lm), record_decisions() as decisions, choosing(InOrder("search")):
@@ -138,4 +139,4 @@ def test_inputs_that_are_missing_or_unknown_are_refused(inputs: dict[str, str]) 
 @pytest.mark.parametrize("signature", ["question, results -> answer", "question -> trajectory"])
 def test_names_that_the_agent_uses_are_refused(signature: str) -> None:
     with pytest.raises(RouteError, match="Rename them"):
-        RoutedAgent(signature, tools=[search], encoder=state_words)
+        RoutedAgent(signature, tools=[search], encoder=bag_of_words)

@@ -14,7 +14,8 @@ from dspy_router import RoutedAgent, RouteError, record_decisions
 from dspy_router.agent import StepState
 from dspy_router.agent.tools import schema, sole_argument
 from dspy_router.decisions import choosing
-from tests.agent.programs import InOrder, answers, search, state_words
+from tests.agent.programs import InOrder, answers, search
+from tests.conftest import bag_of_words
 
 KITCHEN = StdioServerParameters(
     command=sys.executable, args=[str(Path(__file__).parents[1] / "mcp_tool_server.py")]
@@ -23,7 +24,7 @@ ANSWER = answers(answer="done")
 
 
 def agent(*tools: object, **settings: object) -> RoutedAgent:
-    return RoutedAgent("question -> answer", tools=list(tools), encoder=state_words, **settings)
+    return RoutedAgent("question -> answer", tools=list(tools), encoder=bag_of_words, **settings)
 
 
 def called(program: RoutedAgent, server: object, *, wait: bool = False) -> dspy.Prediction:

@@ -1,8 +1,13 @@
+import re
+
 import dspy
 import pytest
 
-from dspy_router import RoutedAgent, RouteFinetune
+from dspy_router import RouteFinetune
+from dspy_router.agent.imitation import imitation_rows, react_episode
+from dspy_router.decisions import choosing
 from tests.agent.programs import (
+    InOrder,
     answers,
     calculator,
     last_number,
@@ -40,3 +45,35 @@ def test_an_agent_learns_from_the_metric_alone(scripted_lm: object, share: float
     assert rightly_planned(agent, server, test) == before
     assert {row.occurrence for row in optimizer.feedback} >= {0, 1, 2}
     assert any(len(row.candidates) == 2 for row in optimizer.feedback)
+
+
+def test_a_react_teaches_an_agent_its_steps(scripted_lm: object) -> None:
+    def planner(prompt: str) -> str:
+        question = prompt.split("[[ ## question ## ]]\n")[1].splitlines()[0]
+        if "next_tool_name" not in prompt:
+            return answers(reasoning="It says so.", answer="480")(prompt)
+        done = prompt.count("## observation_")
+        name = (["search", "calculator", "finish"] if "double" in question else ["search", "finish"])[done]
+        [people] = re.findall(r"has (\d+) inhabitants", prompt) or ["0"]
+        arguments = {"search": {"query": question}, "calculator": {"expression": f"{people} * 2"}, "finish": {}}[name]
+        return answers(next_thought="Well.", next_tool_name=name, next_tool_args=arguments)(prompt)
+
+    server = scripted_lm(planner)
+    react = dspy.ReAct("question -> answer", tools=[search, calculator], max_iters=4)
+    optimizer = RouteFinetune()
+    with dspy.context(lm=server.lm):
+        trained = optimizer.compile(town_agent(), trainset=town_requests(20), teacher=react)
+    assert optimizer.report is not None
+    assert optimizer.report.rows == {"teacher": 50}
+    assert rightly_planned(trained, server, town_requests(20, seed=1)) >= 0.9
+
+
+def test_rows_of_recorded_runs_teach_an_agent(scripted_lm: object) -> None:
+    server, agent, episodes = scripted_lm(last_number), town_agent(), []
+    for number, example in enumerate(town_requests(20)):
+        with dspy.context(lm=server.lm), choosing(InOrder(*example.tools, "finish")):
+            recorded = agent(**example.inputs())
+        episodes.append(react_episode(agent.signature, example.inputs(), recorded, task=f"{number}", reward=1.0))
+    rows = imitation_rows(episodes, candidates=["search", "calculator", "finish"])
+    trained = RouteFinetune().compile(agent, feedback=rows)
+    assert rightly_planned(trained, server, town_requests(20, seed=1)) >= 0.9
