@@ -81,7 +81,7 @@ class Run:
         written: Tokens that the LM wrote.
         seconds: Of the whole run.
         right: Whether the answer was.
-        results: Tokens of the results that the last prompt held, where the program says so.
+        results: Tokens of the results in the last prompt, where they are an input of their own.
     """
 
     prompts: tuple[int, ...]
@@ -149,15 +149,16 @@ def programs_row(name: str, program: dspy.Module, tasks: World, lm: dspy.LM, mod
 
 
 def measured(program: dspy.Module, task: Task, lm: dspy.LM, model: str) -> Run:
-    """Run a program on a task and count what went to the LM and came back."""
+    """Run a program on a task and count what went to the LM and came back; a run that raises is wrong."""
     lm.history.clear()
-    with dspy.context(lm=lm):
+    with dspy.context(lm=lm, trace=[]):
         started = time.perf_counter()
-        prediction = program(**task.example.inputs())
+        try:
+            prediction = program(**task.example.inputs())
+        except Exception as error:
+            prediction = dspy.Prediction(answer=f"none: {type(error).__name__}")
         seconds = time.perf_counter() - started
-    results = ""
-    if isinstance(program, RoutedAgent):
-        results = lm.history[-1]["messages"][-1]["content"].split("[[ ## results ## ]]\n")[1].split("\n\nRespond")[0]
+        results = dspy.settings.trace[-1][1].get("results", "") if dspy.settings.trace else ""
     return Run(
         prompts=tuple(litellm.token_counter(model=model, messages=entry["messages"]) for entry in lm.history),
         written=sum(litellm.token_counter(model=model, text=text) for entry in lm.history for text in entry["outputs"]),
@@ -219,7 +220,10 @@ def draw(growth: Sequence[tuple[Run, Run]], path: str) -> None:
 def planner_lm(arguments: argparse.Namespace, tasks: Sequence[Task]) -> Iterator[dspy.LM]:
     """The LM that was asked for, or the scripted one."""
     if arguments.lm:
-        yield dspy.LM(arguments.lm, api_base=arguments.api_base, temperature=0.0, max_tokens=500, cache=False)
+        key = {"api_key": os.environ.get("OPENAI_API_KEY", "none")} if arguments.api_base else {}
+        yield dspy.LM(
+            arguments.lm, api_base=arguments.api_base, temperature=0.0, max_tokens=500, cache=False, **key
+        )  # fmt: skip
         return
     with scripted_lm(tasks) as lm:
         yield lm
