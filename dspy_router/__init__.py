@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dspy_router.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from dspy_router.agent.routed_agent import RoutedAgent
     from dspy_router.decision_client import DecisionClient
     from dspy_router.decisions import Decision, record_decisions
     from dspy_router.encoders.sentence import SentenceEncoder
@@ -28,6 +29,7 @@ _HOMES = {
     "Feedback": "feedback",
     "RouteError": "errors",
     "RouteFinetune": "optimizers.finetune",
+    "RoutedAgent": "agent.routed_agent",
     "RoutedPredict": "split",
     "SentenceEncoder": "encoders.sentence",
     "TokenEncoder": "encoders.token",
@@ -42,6 +44,7 @@ __all__ = [
     "Feedback",
     "RouteError",
     "RouteFinetune",
+    "RoutedAgent",
     "RoutedPredict",
     "SentenceEncoder",
     "TokenEncoder",

@@ -44,6 +44,7 @@ class Feedback:
         run: Key of the run; the decisions of a run share it. Empty if the row stands alone.
         id: The decision's id, which a later reward can name.
         encoder: Weights digest of the encoder that read the text; empty if unknown.
+        weight: How much the word of a label or a teacher counts, above 0. What was tried counts by its reward.
     """
 
     source: Source
@@ -64,6 +65,7 @@ class Feedback:
     run: str = ""
     id: str = ""
     encoder: str = ""
+    weight: float = 1.0
 
     @property
     def has_propensity(self) -> bool:
@@ -221,6 +223,8 @@ def _row(entry: Any) -> Feedback:
         raise TypeError("a name or a text is none")
     if not all(isinstance(number, (int, float, type(None))) for number in (row.propensity, row.reward, row.cost)):
         raise TypeError("a number is none")
+    if not 0 < row.weight < math.inf:
+        raise ValueError("the weight is not above 0")
     return row
 
 

@@ -10,7 +10,9 @@ from dspy_router.feedback import FeedbackTable, read_feedback, read_feedback_tab
 
 ROWS = [
     Feedback("rollout", "a", "clerk", "fruit", "häßlich\nlines", ("apple", "fig"), "fig", 0.25, 0.5, 1, False),
-    Feedback("teacher", "b", "clerk", "fruit", "", ("apple", "fig"), "fig", None, 1.0, probabilities={"fig": 0.9}),
+    Feedback(
+        "teacher", "b", "clerk", "fruit", "", ("apple", "fig"), "fig", None, 1.0, probabilities={"fig": 0.9}, weight=0.5
+    ),
 ]
 LOGGED = Feedback("log", "a", "clerk", "fruit", "a fig", ("apple", "fig"), "fig", 0.5, None, run="r", id="d")
 
@@ -38,6 +40,8 @@ def test_unknown_keys_of_a_later_release_are_passed_over() -> None:
         *("", "{", "[]", "{}", "7", '{"candidates": 3}', '{"candidates": ["a"]}'),
         ROWS[0].to_json().replace("0.5", '"much"'),
         ROWS[0].to_json().replace('"clerk"', "7"),
+        ROWS[0].to_json().replace('"weight": 1.0', '"weight": 0'),
+        ROWS[0].to_json().replace('"weight": 1.0', '"weight": "much"'),
     ],
 )
 def test_a_line_that_is_no_row_is_quoted(line: str) -> None:

@@ -24,6 +24,10 @@ L-BFGS on all rows at once finds the optimum in a few dozen passes.
 
 Input vectors are centred while fitting and the shift is folded into the bias afterwards: sentence vectors
 share a large common part, which otherwise makes the problem badly conditioned.
+
+The map M is only ever applied to the k descriptions, and beside their span nothing but the pull acts on it, so the best
+M is zero there, or as it was: otherwise M = A·Q for an orthonormal basis Q [r, d] of it, r ≤ k, and ‖M‖ = ‖A‖. L-BFGS does not notice a change of
+orthonormal coordinates, so fitting A [d, r] gives what fitting M [d, d] would, at a cost that grows with d, not d².
 """
 
 from collections.abc import Callable
@@ -122,6 +126,7 @@ class FitResult:
 
 
 BLOCK = 5  # L-BFGS iterations between looks at the stopping rules
+RANK_TOLERANCE = 1e-5  # singular values smaller than this share of the largest are rounding
 PART = 8192  # rows whose logits are in memory at once
 
 
@@ -176,7 +181,16 @@ def fit_head(
         anchored = head.option_vectors + head.option_vectors @ anchor.shared_map.T + anchor.weight
         anchor_bias = anchor.bias + head.scale * (anchored @ shift)
         head.bias.add_(head.linear()[0] @ shift)  # the bias as the centred vectors need it
-    parameters = [head.weight, head.bias, head.shared_map]
+    basis = _row_basis(head.option_vectors)
+    described = head.option_vectors @ basis.T
+    coordinates = (head.shared_map.detach() @ basis.T).requires_grad_()
+    anchor_coordinates = anchor.shared_map @ basis.T
+    parameters = [head.weight, head.bias, coordinates]
+
+    def logits(centered: Tensor) -> Tensor:
+        weights = head.scale * (head.option_vectors + described @ coordinates.T + head.weight)
+        return centered @ weights.T + head.bias
+
     optimizer = torch.optim.LBFGS(
         parameters, max_iter=BLOCK, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-6,
         tolerance_change=0.0,
@@ -187,10 +201,10 @@ def fit_head(
         # Part by part, so that memory does not grow with what lies between the logits and the loss.
         total = torch.zeros(())
         for part in parts:
-            share = loss.share(head(centered[part]), part)
+            share = loss.share(logits(centered[part]), part)
             share.backward()
             total += share.detach()
-        pulled = (head.weight - anchor.weight).square().sum() + (head.shared_map - anchor.shared_map).square().sum()
+        pulled = (head.weight - anchor.weight).square().sum() + (coordinates - anchor_coordinates).square().sum()
         pulled = 0.5 * strength * (pulled + settings.bias_penalty * (head.bias - anchor_bias).square().sum())
         pulled.backward()
         return total + pulled.detach()
@@ -207,7 +221,7 @@ def fit_head(
             on_block(BLOCK)
         if validation_vectors is not None and validation_loss is not None:
             with torch.no_grad():
-                value = float(validation_loss(head(validation_vectors)))
+                value = float(validation_loss(logits(validation_vectors)))
             if best is None or value < best[0]:
                 best, worse = (value, [parameter.detach().clone() for parameter in parameters]), 0
             else:
@@ -221,9 +235,17 @@ def fit_head(
         if best is not None:
             for parameter, kept in zip(parameters, best[1], strict=True):
                 parameter.copy_(kept)
+        # What an anchor has learned from options that have gone since stays: it serves options to come.
+        head.shared_map.copy_(anchor.shared_map + (coordinates - anchor_coordinates) @ basis)
         head.bias.sub_(head.linear()[0] @ shift)
     optimizer.zero_grad()
     return FitResult(iterations, objective, best[0] if best else None)
+
+
+def _row_basis(matrix: Tensor) -> Tensor:
+    """An orthonormal basis [r, d] of what the rows [k, d] span, r their rank."""
+    _, sizes, directions = torch.linalg.svd(matrix, full_matrices=False)
+    return directions[sizes > RANK_TOLERANCE * sizes.max()]
 
 
 def _with_descriptions(

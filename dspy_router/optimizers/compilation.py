@@ -162,6 +162,7 @@ class Compilation:
         if self.teacher is not None:
             taught = teacher_feedback(
                 self.teacher,
+                self.program,
                 self.routes,
                 self.unsettled(),
                 metric=settings.metric,

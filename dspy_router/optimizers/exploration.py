@@ -12,7 +12,7 @@ Graded rewards are explored by `graded_exploration`.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from dspy_router.optimizers.graded_exploration import graded_jobs
 from dspy_router.optimizers.outcomes import TRIED, RewardReading
 from dspy_router.optimizers.override import Site
 from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner
-from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, policies_at, run_evidence
+from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, open_options, policies_at, run_evidence
 from dspy_router.optimizers.sources import likely_texts
 
 ROUNDS = 12
@@ -124,7 +124,7 @@ def rollout_feedback(rollout: Rollout, routes: Routes, run: str) -> list[Feedbac
             field=decision.site.field,
             occurrence=decision.site.occurrence,
             text=decision.text,
-            candidates=fields[decision.site.route, decision.site.field].option_names,
+            candidates=decision.candidates or fields[decision.site.route, decision.site.field].option_names,
             chosen=decision.chosen,
             propensity=decision.propensity,
             reward=rollout.reward,
@@ -166,7 +166,7 @@ def _jobs(
     left_out = set(first)
     jobs = [Job(index) for index in first]
     best: dict[int, tuple[float, Choice]] = {}
-    for gain, choice in _candidates(routes, evidence, reading.noise):
+    for gain, choice in _candidates(routes, evidence, open_options(routes, evidence, tried), reading.noise):
         index = numbers[str(evidence.decisions[choice.field][choice.row].example)]
         if index not in left_out and (index not in best or gain > best[index][0]):
             best[index] = (gain, choice)
@@ -208,9 +208,11 @@ def _presume(
             evidence.decision(entry.key, key, text)
 
 
-def _candidates(routes: Routes, evidence: RunEvidence[FieldKey], noise: float) -> list[tuple[float, Choice]]:
+def _candidates(
+    routes: Routes, evidence: RunEvidence[FieldKey], open_: Mapping[FieldKey, np.ndarray], noise: float
+) -> list[tuple[float, Choice]]:
     """For each decision the choice that is worth trying most, with what its outcome would say."""
-    policies = policies_at(routes, evidence)
+    policies = policies_at(routes, evidence, open_)
     posteriors = evidence.posterior(policies, noise)
     onward = _onward(evidence, posteriors)
     succeeded = _succeeded(evidence)
@@ -226,7 +228,7 @@ def _candidates(routes: Routes, evidence: RunEvidence[FieldKey], noise: float) -
         closed = evidence.continued(key) | ((failures + successes > 0) & (noise == 0))
         if noise == 0:
             closed |= np.array([decided.example in succeeded for decided in evidence.decisions[key]])[:, None]
-        lifted = np.where(closed, -1.0, lifted)
+        lifted = np.where(closed | ~open_[key], -1.0, lifted)
         option = lifted.argmax(axis=1)
         row = np.arange(len(option))
         likely = lifted[row, option]

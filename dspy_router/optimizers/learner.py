@@ -14,7 +14,7 @@ from dspy_router.learning.fit_network import NetworkFitSettings, NetworkTask, fi
 from dspy_router.learning.rows import Objective, TargetRows
 from dspy_router.optimizers.graded import TextTargets, graded_targets
 from dspy_router.optimizers.outcomes import TRIED, RewardReading
-from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, policies_at, run_evidence
+from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, open_options, policies_at, run_evidence
 from dspy_router.route import DifferentiableRoute
 
 SMALLEST_REACH = 1e-3  # what is so unlikely to be part of the right run is not learned from
@@ -94,7 +94,8 @@ def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardR
     """What 0/1 rewards say of each decision, given what the policy thinks of a run's other decisions."""
     evidence = run_evidence(routes, tried, reading)
     found: dict[FieldKey, TextTargets] = {}
-    for key, posterior in evidence.posterior(policies_at(routes, evidence), reading.noise).items():
+    policies = policies_at(routes, evidence, open_options(routes, evidence, tried))
+    for key, posterior in evidence.posterior(policies, reading.noise).items():
         telling = (posterior.likelihood.min(axis=1, initial=1.0) < TELLING) & (posterior.reach > SMALLEST_REACH)
         entries: TextTargets = {}
         for row in np.flatnonzero(telling):
@@ -106,10 +107,8 @@ def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardR
     return found
 
 
-def _put(
-    targets: dict[FieldKey, TextTargets], row: Feedback, objective: Objective, target: np.ndarray, weight: float = 1.0
-) -> None:
-    targets[row.route, row.field][row.example, row.text, ""] = (objective, target, weight)
+def _put(targets: dict[FieldKey, TextTargets], row: Feedback, objective: Objective, target: np.ndarray) -> None:
+    targets[row.route, row.field][row.example, row.text, ""] = (objective, target, row.weight)
 
 
 def _taught(row: Feedback, fields: Mapping[FieldKey, DecisionField]) -> tuple[Objective, np.ndarray]:

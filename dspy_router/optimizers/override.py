@@ -22,12 +22,16 @@ class Site:
 
 @dataclass(frozen=True)
 class SiteDecision:
-    """A decision made in a rollout: the site, what was read, what was chosen and how."""
+    """A decision made in a rollout: the site, what was read, what was chosen and how, among which candidates.
+
+    Logs of earlier releases hold no candidates: there are none in what was read from them.
+    """
 
     site: Site
     text: str
     chosen: str
     propensity: float
+    candidates: tuple[str, ...] = ()
 
 
 def route_names(routes: Mapping[str, Any]) -> dict[int | str, str]:
@@ -89,7 +93,8 @@ class RunOverride:
             # Not chosen here if the program has an override of its own, which as the innermost decides.
             site = getattr(self._current, "site", None) or self._next_site(name, decision.field)
             self._current.site = None
-            self.decisions.append(SiteDecision(site, decision.text, decision.name, decision.propensity))
+            candidates = tuple(decision.probabilities)
+            self.decisions.append(SiteDecision(site, decision.text, decision.name, decision.propensity, candidates))
 
     def _name(self, route: Any) -> str | None:
         return self._names.get(id(route)) or self._names.get(route.learned.origin)

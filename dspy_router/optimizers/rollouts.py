@@ -57,7 +57,10 @@ class Rollout:
         entry = json.loads(line)
         entry["forced"] = tuple((Site(**site), option) for site, option in entry["forced"])
         entry["decisions"] = tuple(
-            SiteDecision(**{**decision, "site": Site(**decision["site"])}) for decision in entry["decisions"]
+            SiteDecision(
+                **decision | {"site": Site(**decision["site"]), "candidates": tuple(decision.get("candidates", ()))}
+            )
+            for decision in entry["decisions"]
         )
         return cls(**entry)
 

@@ -88,12 +88,31 @@ def run_evidence(routes: Routes, tried: Iterable[Feedback], reading: RewardReadi
     return evidence
 
 
-def policies_at(routes: Routes, evidence: RunEvidence[FieldKey]) -> dict[FieldKey, np.ndarray]:
-    """The routes' probabilities, float32 [n, k], at every decision in the evidence."""
+def open_options(
+    routes: Routes, evidence: RunEvidence[FieldKey], tried: Iterable[Feedback]
+) -> dict[FieldKey, np.ndarray]:
+    """The options, bool [n, k], that could be chosen at every decision in the evidence: its candidates."""
+    seen = {(row.route, row.field, row.example, row.text): set(row.candidates) for row in tried}
+    found = {}
+    for key, options in option_numbers(routes).items():
+        found[key] = np.ones((len(evidence.decisions[key]), len(options)), bool)
+        for mask, decided in zip(found[key], evidence.decisions[key], strict=True):
+            candidates = seen.get((*key, str(decided.example), decided.text))
+            if candidates and len(candidates) < len(options):
+                mask[:] = [option in candidates for option in options]
+    return found
+
+
+def policies_at(
+    routes: Routes, evidence: RunEvidence[FieldKey], open_: Mapping[FieldKey, np.ndarray]
+) -> dict[FieldKey, np.ndarray]:
+    """The routes' probabilities, float32 [n, k], of what is open at every decision in the evidence."""
     found = {}
     for name, field in evidence.options:
         route = routes[name]
         found[name, field] = (
-            route.head[field].policy(route.encoder.encode(evidence.texts((name, field)))).astype(np.float32)
+            route.head[field]
+            .policy(route.encoder.encode(evidence.texts((name, field))), open_[name, field])
+            .astype(np.float32)
         )
     return found

@@ -11,6 +11,8 @@ import dspy
 from dspy.utils.parallelizer import ParallelExecutor
 from tqdm.auto import tqdm
 
+from dspy_router.agent.imitation import imitation_rows, react_episode
+from dspy_router.agent.routed_agent import RoutedAgent
 from dspy_router.decision_types import plain_value, probabilities_of, recorded_probabilities
 from dspy_router.decisions import Decision, recording
 from dspy_router.errors import RouteError
@@ -131,6 +133,7 @@ class TeacherFeedback:
 
 def teacher_feedback(
     teacher: dspy.Module,
+    program: dspy.Module,
     routes: Routes,
     examples: Sequence[KeyedExample],
     *,
@@ -143,8 +146,9 @@ def teacher_feedback(
 
     A decision is found, in this order, in the teacher's own routes, in the steps of its trace that decide the
     same field from the same inputs, and in its final prediction. Probabilities are kept where the teacher
-    gives them. As in `BootstrapFewShot`, a run is kept if it reaches `metric_threshold`, or without one if
-    the metric's verdict is not zero; without a metric every run is kept.
+    gives them. For the steps of a `RoutedAgent` in the program the decisions are those of the trajectory or history
+    in the teacher's prediction, if it gives one as `dspy.ReAct` does. As in `BootstrapFewShot`, a run is kept if it
+    reaches `metric_threshold`, or without one if the metric's verdict is not zero; without a metric every run is kept.
 
     Raises:
         RouteError: When `max_errors` runs have raised.
@@ -152,6 +156,7 @@ def teacher_feedback(
     counts: Counter[str] = Counter()
     errors: list[str] = []
     lock = threading.Lock()
+    agents = {f"{name}.step": agent for name, agent in program.named_sub_modules(type_=RoutedAgent)}
 
     def one(entry: KeyedExample) -> list[Feedback]:
         example = entry.example
@@ -175,6 +180,9 @@ def teacher_feedback(
             return []
         rows = []
         for name, route in routes.items():
+            if name in agents and (steps := _teacher_steps(agents[name], name, entry, prediction)):
+                rows += steps
+                continue
             for field in route.fields:
                 found = _teacher_decision(route, field, seen.decisions, trace, prediction, example, dict(evidence))
                 if found is None:
@@ -204,6 +212,16 @@ class _RouteDecisions:
 
     def record(self, route: Any, decision: Decision) -> None:
         self.decisions.append(decision)
+
+
+def _teacher_steps(agent: RoutedAgent, route: str, entry: KeyedExample, prediction: Any) -> list[Feedback]:
+    """A row for every step of a teacher that is an agent with the same tools; none if it is not."""
+    inputs = {name: value for name, value in entry.example.inputs().items() if name in agent.signature.input_fields}
+    try:
+        episode = react_episode(agent.signature, inputs, prediction, task=entry.key, reward=1.0)
+        return imitation_rows([episode], candidates=agent.step.fields[0].option_names, route=route)
+    except RouteError:
+        return []
 
 
 def _teacher_decision(

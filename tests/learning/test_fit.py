@@ -111,6 +111,18 @@ def test_the_shared_map_serves_an_option_without_rows() -> None:
     assert mapped[:10].argmax(1).tolist() == list(range(10))
 
 
+def test_the_map_is_fitted_where_descriptions_are_and_is_zero_beside_them() -> None:
+    vectors, labels, centers = clusters(60)
+    head = OptionHead(torch.from_numpy(centers))
+    with torch.no_grad():
+        head.shared_map.normal_()
+    fit_head(head, vectors, TargetRows.from_labels(labels, 4))
+    span = np.linalg.qr(centers.T)[0]
+    learned = head.shared_map.detach().numpy()
+    assert np.abs(learned).max() > 1e-3
+    np.testing.assert_allclose(learned @ span @ span.T, learned, atol=1e-5)
+
+
 @pytest.mark.parametrize("rows", [0, 3])
 def test_rows_and_vectors_must_match(rows: int) -> None:
     with pytest.raises(ValueError, match=f"2 vectors and {rows} rows"):

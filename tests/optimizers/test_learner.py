@@ -76,6 +76,11 @@ def test_what_was_tried_overrules_the_teacher_and_other_examples_are_left_alone(
     assert targets(taught, row("rollout", "cherry", example="2")) == [[0.25, 0.75, 0], [0, 0, 1]]
 
 
+def test_a_label_and_a_teachers_word_count_as_much_as_their_rows_say() -> None:
+    rows = [row("teacher", "banana", weight=0.25), row("label", "apple", example="2", weight=3.0)]
+    assert only(field_rows(ROUTES, rows)).rows.weight.tolist() == [0.25, 3.0]
+
+
 def test_a_teachers_probabilities_of_other_options_do_not_count() -> None:
     soft = {"apple": 0.1, "kiwi": 0.6, "cherry": 0.3}
     assert targets(row("teacher", "apple", probabilities=soft)) == [[0.25, 0, 0.75]]

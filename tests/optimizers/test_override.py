@@ -6,12 +6,23 @@ import dspy
 import numpy as np
 import pytest
 
+from dspy_router import RouteFinetune
 from dspy_router.decisions import choosing, recording
 from dspy_router.optimizers.override import RunOverride, Site, route_names
 from dspy_router.optimizers.rollouts import Job, RolloutRunner, keyed
 from dspy_router.optimizers.runs import find_routes
 from dspy_router.overrides import EVEN_SHARE, force_decisions
-from tests.programs import AsyncBasket, Basket, Market, Shop, ThreadedBasket, fruit_requests, order_route, right_fruit
+from tests.programs import (
+    AsyncBasket,
+    Basket,
+    Market,
+    Shop,
+    ThreadedBasket,
+    fruit_requests,
+    fruit_route,
+    order_route,
+    right_fruit,
+)
 
 BASKETS = [Basket, ThreadedBasket, AsyncBasket]
 
@@ -187,3 +198,20 @@ def test_a_route_copied_by_the_program_while_it_runs_is_still_forced(scripted_lm
         best(request="pie please")
     assert run.decisions[0].chosen == "cherry"
     assert {decision.site.route for decision in run.decisions} == {"self.clerk"}
+
+
+def test_what_a_call_could_not_choose_is_neither_tried_nor_learned_from() -> None:
+    class Stall(dspy.Module):
+        """A stall that has run out of cherries."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.clerk = fruit_route()
+
+        def forward(self, request: str) -> dspy.Prediction:
+            return dspy.Prediction(fruit=self.clerk(request=request, candidates=["apple", "banana"]).fruit)
+
+    optimizer = RouteFinetune(metric=lambda *_: False, max_metric_calls=60, metric_noise=0.0)
+    optimizer.compile(Stall(), trainset=fruit_requests(6))
+    assert {row.candidates for row in optimizer.feedback} == {("apple", "banana")}
+    assert len(optimizer.feedback) == 6  # where one of two failed, the other is known to be right
