@@ -25,9 +25,10 @@ L-BFGS on all rows at once finds the optimum in a few dozen passes.
 Input vectors are centred while fitting and the shift is folded into the bias afterwards: sentence vectors
 share a large common part, which otherwise makes the problem badly conditioned.
 
-The map M is only ever applied to the k descriptions, and beside their span nothing but the pull acts on it, so the best
-M is zero there, or as it was: otherwise M = A·Q for an orthonormal basis Q [r, d] of it, r ≤ k, and ‖M‖ = ‖A‖. L-BFGS does not notice a change of
-orthonormal coordinates, so fitting A [d, r] gives what fitting M [d, d] would, at a cost that grows with d, not d².
+The map M is only ever applied to the k descriptions, and beside their span nothing but the pull acts on it, so the
+best M is zero there, or as it was: otherwise M = A·Q for an orthonormal basis Q [r, d] of it, r ≤ k, and ‖M‖ = ‖A‖.
+L-BFGS does not notice a change of orthonormal coordinates, so fitting A [d, r] gives what fitting M [d, d] would, at
+a cost that grows with d, not d².
 """
 
 from collections.abc import Callable
@@ -164,9 +165,9 @@ def fit_head(
     if len(rows) == 0 or len(rows) != len(vectors):
         raise ValueError(f"{len(vectors)} vectors and {len(rows)} rows: give as many of both, at least one.")
     settings = settings or FitSettings()
-    described = settings.description_weight if anchor is None else 0.0  # an anchor has learned from them
+    description_weight = settings.description_weight if anchor is None else 0.0  # an anchor has learned from them
     anchor = anchor or Anchor.at_descriptions(head)
-    vectors, rows = _with_descriptions(head, vectors, rows, described)
+    vectors, rows = _with_descriptions(head, vectors, rows, description_weight)
     loss, validation_loss = rows.loss(settings.margin), validation[1].loss() if validation else None
     center = np.average(vectors, axis=0, weights=rows.weight).astype(np.float32)
     centered = torch.from_numpy(np.subtract(vectors, center, out=vectors))
