@@ -22,7 +22,7 @@ def declining(server: object, fallback: dspy.Module | None, **settings: object) 
     """An agent whose guard found no threshold that keeps the promise: it declines every step."""
     agent = town_agent(fallback=fallback, **settings)
     with dspy.context(lm=server.lm):
-        agent.step.guard(town_requests(60), metric=lambda *_: 0.0, risk=0.2, delta=0.1, program=agent, num_threads=1)
+        agent.step.guard(town_requests(20), metric=lambda *_: 0.0, risk=0.5, delta=0.1, program=agent, num_threads=1)
     server.requests.clear()
     return agent
 
