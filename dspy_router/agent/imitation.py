@@ -170,7 +170,7 @@ def react_episode(
     Raises:
         RouteError: If the prediction has neither, or its trajectory was cut to fit a context window.
     """
-    calls = _react_v2_calls(prediction["history"]) if "history" in prediction else _react_calls(prediction)
+    calls = _react_v2_calls(prediction["history"], inputs) if "history" in prediction else _react_calls(prediction)
     progress = Progress.start(ensure_signature(signature), dict(inputs))
     steps = []
     for name, arguments, value, failed in calls:
@@ -203,10 +203,12 @@ def _react_calls(prediction: Mapping[str, Any]) -> list[_Call]:
     return calls
 
 
-def _react_v2_calls(history: Any) -> list[_Call]:
+def _react_v2_calls(history: Any, inputs: Mapping[str, Any]) -> list[_Call]:
     messages = history["messages"] if isinstance(history, Mapping) else history.messages
-    calls = []
+    calls: list[_Call] = []
     for message in messages:
+        if any(name in message for name in inputs):  # a run begins; those before it were handed over as history
+            calls = []
         made = dspy.ToolCalls.model_validate(message.get("tool_calls") or {"tool_calls": []})
         results = made.tool_call_results.tool_call_results if made.tool_call_results else []
         for number, call in enumerate(made.tool_calls):

@@ -41,8 +41,9 @@ class RoutedAgent(dspy.Module):
       before every step, so it should be quick and change nothing.
     - `"lm"`: what the predictor `arguments[tool]` writes.
 
-    Nothing is called twice with the same arguments in a run: such a tool is no candidate of a step, and where an LM
-    writes the arguments again it is none until something else has been called. To finish is always possible.
+    Nothing is called twice with the same arguments in a run: such a tool is no candidate of a step. Where an LM writes
+    them again, the fallback is told so, or without one the tool is no candidate until another has been called. To
+    finish is always possible.
     `RouteFinetune` trains the route, `step`, from the metric, from a `dspy.ReAct` as teacher or from recorded
     trajectories. Untrained, it goes by descriptions: it calls the tools that are nearer to the state than
     "finish" is, each once, which may well be all of them.
@@ -192,17 +193,10 @@ class RoutedAgent(dspy.Module):
         plan: Plan | None = Plan(decided.next_tool)
         if decided.decisions["next_tool"].abstained:
             plan = None if self.fallback is None else (yield from planned(self.fallback, progress))
-        if plan is None or plan.tool == FINISH:
-            return plan, None
-        if plan.arguments is None and plan.tool in self.arguments:
-            plan = yield from self._written(plan, progress)
-        elif plan.arguments is None:
-            plan = replace(plan, arguments=ready.get(plan.tool))
-        return (yield from self._accepted(plan, progress))
-
-    def _accepted(self, plan: Plan, progress: Progress) -> Steps[tuple[Plan, str | None]]:
-        """The plan if the tool's schema takes its arguments; else the one retry, and why that is refused if it is."""
-        refused = self._refusal(plan)
+        if plan is None:
+            return None, None
+        plan = yield from self._with_arguments(plan, ready, progress)
+        refused = self._refusal(plan, progress)
         if refused is None:
             return plan, None
         seen = progress.after(self._failed(plan, refused))
@@ -210,11 +204,20 @@ class RoutedAgent(dspy.Module):
         if self.fallback is not None:
             second = yield from planned(self.fallback, seen)
         elif plan.tool in self.arguments:
-            second = yield from self._written(plan, seen)
-        return (plan, refused) if second is None else (second, self._refusal(second))
+            second = Plan(plan.tool)
+        if second is None:
+            return plan, refused
+        second = yield from self._with_arguments(second, ready, seen)
+        return second, self._refusal(second, progress)
 
-    def _written(self, plan: Plan, progress: Progress) -> Steps[Plan]:
-        """The plan with arguments that the tool's predictor writes, None if they cannot be read."""
+    def _with_arguments(
+        self, plan: Plan, ready: Mapping[str, Mapping[str, Any] | None], progress: Progress
+    ) -> Steps[Plan]:
+        """The plan with arguments from the tool's source, if it came without; still none if an LM's are unreadable."""
+        if plan.arguments is not None:
+            return plan
+        if plan.tool not in self.arguments:
+            return replace(plan, arguments=ready.get(plan.tool))
         inputs = {**progress.inputs, "results": progress.results_text()}
         try:
             written = yield ModuleCall(self.arguments[plan.tool], inputs)
@@ -238,12 +241,15 @@ class RoutedAgent(dspy.Module):
         told = f"Execution error in {plan.tool}: {why}"
         return ToolResult(plan.tool, arguments, told, as_text(told, self.result_limit), True, plan.thought)
 
-    def _refusal(self, plan: Plan) -> str | None:
+    def _refusal(self, plan: Plan, progress: Progress) -> str | None:
         if plan.tool == FINISH:
             return None
         if plan.tool not in self.tools:
             return f"there is no such tool; the tools are {list(self.tools)}"
-        return refusal(self.tools[plan.tool], plan.arguments)
+        refused = refusal(self.tools[plan.tool], plan.arguments)
+        if refused is None and self.fallback is not None and progress.has_called(plan.tool, plan.arguments):
+            return "it was called with the same arguments before"
+        return refused
 
     def __repr__(self) -> str:
         return f"RoutedAgent({self.signature.signature}, tools={list(self.tools)})"

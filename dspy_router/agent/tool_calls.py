@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
@@ -34,15 +34,20 @@ class ToolCall:
         """Call the tool, in a thread of its own if there is a timeout."""
         if self.timeout is None:
             return self.tool(**self.arguments)
-        future = self._started()
+        future = _in_thread(self.tool, self.arguments)
         if not wait([future], self.timeout).done:
             raise self._late()
         return future.result()
 
     async def arun(self) -> Any:
         """Call the tool with the event loop free: a function that is not asynchronous runs in a thread of its own."""
-        call = self.tool.acall(**self.arguments) if is_async(self.tool) else asyncio.wrap_future(self._started())
-        task = asyncio.ensure_future(call)
+
+        async def function(**arguments: Any) -> Any:
+            found = await asyncio.wrap_future(_in_thread(self.tool.func, arguments))
+            return await found if asyncio.iscoroutine(found) else found
+
+        tool = self.tool if is_async(self.tool) else self.tool.model_copy(update={"func": function})
+        task = asyncio.ensure_future(tool.acall(**self.arguments))
         try:
             if not (await asyncio.wait({task}, timeout=self.timeout))[0]:
                 raise self._late()
@@ -50,21 +55,22 @@ class ToolCall:
         finally:
             task.cancel()
 
-    def _started(self) -> "Future[Any]":
-        """The call in a thread that ends with the process, which a pool's would keep alive."""
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()
-
-        def call() -> None:
-            try:
-                future.set_result(self.tool(**self.arguments))
-            except StopIteration as error:  # which would pass for the end of whoever waits
-                future.set_exception(RuntimeError(repr(error)))
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=contextvars.copy_context().run, args=(call,), daemon=True).start()
-        return future
-
     def _late(self) -> TimeoutError:
         return TimeoutError(f"{self.tool.name} gave no result within {self.timeout} seconds")
+
+
+def _in_thread(function: Callable[..., Any], arguments: Mapping[str, Any]) -> "Future[Any]":
+    """A call in a thread that ends with the process, which a pool's would keep alive."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+
+    def call() -> None:
+        try:
+            future.set_result(function(**arguments))
+        except StopIteration as error:  # which would pass for the end of whoever waits
+            future.set_exception(RuntimeError(repr(error)))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(call,), daemon=True).start()
+    return future

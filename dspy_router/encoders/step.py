@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from math import log1p
+from math import inf, log1p
 from typing import TYPE_CHECKING, Any
 
 from dspy_router.agent.state import StepState
@@ -13,12 +13,12 @@ from dspy_router.errors import RouteError
 if TYPE_CHECKING:
     import numpy as np
 
-# What each block is multiplied with before the whole is scaled to length one. `benchmarks/tau_bench.py --choose` shows
-# how they were chosen.
+# What each block is multiplied with before the whole is scaled to length one. Chosen on tau-bench's airline dialogues,
+# on folds by task inside the training part of each fold: `benchmarks/tau_bench.py --choose`.
 WEIGHTS = {
     "request": 1.0,
     "observation": 1.0,
-    "messages": 1.0,
+    "messages": 0.5,
     "calls": 0.5,
     "last": 0.5,
     "step": 0.5,
@@ -92,11 +92,11 @@ class StepEncoder(Encoder):
             raise RouteError(f"tools={list(self.tools)} names one twice. Tools are told apart by name.")
         if turns < 0:
             raise RouteError(f"turns={turns} is negative; give 0 to read no earlier turns.")
-        self.without = tuple(sorted(set(without)))
-        weights = dict(weights or {})
-        if strays := [block for block in (*self.without, *weights) if block not in WEIGHTS]:
+        self.weights = WEIGHTS | dict(weights or {}) | dict.fromkeys(without, 0.0)
+        if strays := [block for block in self.weights if block not in WEIGHTS]:
             raise RouteError(f"There is no block {strays}; the blocks are {list(WEIGHTS)}.")
-        self.weights = WEIGHTS | weights | dict.fromkeys(self.without, 0.0)
+        if wrong := {block: weight for block, weight in self.weights.items() if not 0 <= weight < inf}:
+            raise RouteError(f"weights={wrong}: expected finite numbers, 0 or more.")
         super().__init__(cache_size=cache_size)
 
     def _encode_batch(self, texts: list[str]) -> "np.ndarray":
@@ -120,9 +120,10 @@ class StepEncoder(Encoder):
 
     def _read(self, state: StepState) -> list[str]:
         """The texts of the request, the observation and the last turns, latest first; empty where there is none."""
-        latest = list(reversed(state.messages))[: self.turns]
-        request = "" if "request" in self.without else state.request
-        return [request, state.observation, *latest, *[""] * (self.turns - len(latest))]
+        latest = state.messages[::-1][: self.turns]
+        texts = [state.request, state.observation, *latest, *[""] * (self.turns - len(latest))]
+        blocks = ["request", "observation", *["messages"] * self.turns]
+        return [text if self.weights[block] else "" for block, text in zip(blocks, texts, strict=True)]
 
     def _numbers(self, state: StepState | None) -> list[float]:
         """The blocks that hold no vector, weights included."""
@@ -139,7 +140,7 @@ class StepEncoder(Encoder):
 
     def _fingerprint(self) -> Fingerprint:
         base = self.base.fingerprint
-        layout = json.dumps([self.tools, self.turns, self.without, sorted(self.weights.items()), STEP_SCALE])
+        layout = json.dumps([self.tools, self.turns, sorted(self.weights.items()), STEP_SCALE])
         return Fingerprint(
             name=f"steps read by {base.name}",
             revision=base.revision,
@@ -148,7 +149,7 @@ class StepEncoder(Encoder):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("base", "tools", "turns", "without", "weights", "cache_size")
+        kept = ("base", "tools", "turns", "weights", "cache_size")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ def declining(server: object, fallback: dspy.Module | None, **settings: object) 
     """An agent whose guard found no threshold that keeps the promise: it declines every step."""
     agent = town_agent(fallback=fallback, **settings)
     with dspy.context(lm=server.lm):
-        agent.step.guard(town_requests(60), metric=lambda *_: 0.0, risk=0.2, delta=0.1, program=agent, num_threads=1)
+        agent.step.guard(town_requests(20), metric=lambda *_: 0.0, risk=0.5, delta=0.1, program=agent, num_threads=1)
     server.requests.clear()
     return agent
 
@@ -125,3 +125,27 @@ def test_refused_arguments_of_the_routes_choice_go_to_the_fallback(scripted_lm: 
         prediction = agent(question="plain count of Ostrel")
     assert "'query' is a required property" in server.requests[0]
     assert prediction.answer == "1200"
+
+
+def test_a_planner_that_repeats_a_call_is_told_so(scripted_lm: object) -> None:
+    steps = [("search", {"query": "Vand"}), ("search", {"query": "Vand"}), ("finish", {})]
+    server = scripted_lm(planned(*steps))
+    agent = declining(server, dspy.Predict(PLANNER))
+    with dspy.context(lm=server.lm):
+        prediction = agent(question="plain count of Ostrel")
+    assert tools_of(prediction) == ["search", "finish"]
+    assert "it was called with the same arguments before" in server.requests[2]
+
+
+def test_a_planner_without_arguments_has_refused_ones_written_again(scripted_lm: object) -> None:
+    def answer(prompt: str) -> str:
+        if "next_tool_args" in prompt:
+            name = "query" if "Execution error" in prompt else "town"
+            return answers(next_tool_args={name: "Vand"})(prompt)
+        return answers(next_tool_name="finish" if "1200" in prompt else "search", answer="1200")(prompt)
+
+    server = scripted_lm(answer)
+    agent = declining(server, dspy.Predict("question, trajectory -> next_tool_name"), args={"search": "lm"})
+    with dspy.context(lm=server.lm):
+        prediction = agent(question="plain count of Ostrel")
+    assert prediction.trajectory["tool_args_0"] == {"query": "Vand"}

@@ -59,6 +59,7 @@ def test_a_react_v2_run_gives_the_same_steps() -> None:
         return {"tool_calls": dspy.ToolCalls(tool_calls=[made], tool_call_results=results)}
 
     events = [
+        {"question": "Of an earlier run?", **event(0, "calculator", 7)},
         {"question": REQUEST, **event(0, "search", "48200")},
         event(1, "search", "Execution error", failed=True),
         event(2, "submit", {"answer": "48200"}),

@@ -167,6 +167,15 @@ def test_asynchronous_tools_are_awaited_or_waited_for_where_dspy_may(scripted_lm
         called(agent(fetch, search), server)
 
 
+def test_a_function_that_gives_a_coroutine_is_awaited(scripted_lm: object) -> None:
+    async def fetch() -> str:
+        await asyncio.sleep(0)
+        return "a page"
+
+    program = agent(dspy.Tool(lambda: fetch(), name="fetch", desc="Fetch a page."), search)
+    assert called(program, scripted_lm(ANSWER), wait=True).trajectory["observation_0"] == "a page"
+
+
 def test_tools_of_an_mcp_server_are_called(scripted_lm: object) -> None:
     server = scripted_lm(ANSWER)
 

@@ -77,3 +77,14 @@ def test_rows_of_recorded_runs_teach_an_agent(scripted_lm: object) -> None:
     rows = imitation_rows(episodes, candidates=["search", "calculator", "finish"])
     trained = RouteFinetune().compile(agent, feedback=rows)
     assert rightly_planned(trained, server, town_requests(20, seed=1)) >= 0.9
+
+    new = [
+        example.copy(question=f"{example.question} {number}")
+        for number, example in enumerate(town_requests(40, seed=2))
+    ]
+    with dspy.context(lm=server.lm):
+        trained.step.guard(new, metric=right_answer, risk=0.3, delta=0.1, program=trained)
+        kept = [trained(question=example.question) for example in new]
+    assert trained.step.promise is not None
+    assert trained.step.promise.threshold is not None
+    assert sum("tool_name_0" in prediction.trajectory for prediction in kept) >= 30

@@ -103,6 +103,15 @@ def test_at_each_step_only_what_is_new_is_encoded() -> None:
     assert base.batches == [["How far is Ostrel?"], ["12 km", "map Ostrel"], ["It is 12 km.", "Thanks!"]]
 
 
+def test_what_is_left_out_is_not_encoded() -> None:
+    base = Counting()
+    encoder = StepEncoder(base, TOOLS, turns=2, without=("request", "messages"), weights={"observation": 0.0})
+    assert encoder.dimension == 4 * DIMENSION + 9
+    base.batches.clear()
+    encoder.encode([STATE.to_text(), StepState("How far?").to_text()])
+    assert base.batches == []
+
+
 def test_states_are_encoded_in_one_batch() -> None:
     base = Counting()
     encoder = StepEncoder(base, TOOLS, turns=1)
@@ -151,6 +160,8 @@ def test_an_untrained_route_decides_by_descriptions() -> None:
         ({"turns": -1}, "turns=-1 is negative"),
         ({"without": ["recall"]}, r"no block \['recall'\]; the blocks are \['request'"),
         ({"weights": {"recall": 1.0}}, "no block"),
+        ({"weights": {"calls": -1.0}}, r"weights=\{'calls': -1.0\}"),
+        ({"weights": {"calls": float("nan")}}, "expected finite numbers"),
     ],
 )
 def test_unusable_settings_are_refused(changes: dict[str, object], message: str) -> None:
