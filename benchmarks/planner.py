@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import dspy
+import numpy as np
 from answer_log import AnswerLog, key_of
 from common import Row, print_table, quartiles, read, sample_per_label
 from dspy.utils.exceptions import LMError
-from paired import Interval, compare_right, ratio_of_totals, wilson
+from paired import Interval, bootstrapped, compare_right, wilson
 from quality import labelled
 from tqdm.auto import tqdm
 from unseen_options import requests as function_requests
@@ -238,14 +239,14 @@ def report(task: Task, options: argparse.Namespace, planned: list[Planned], chos
     pairs = {name: compare_right(marked, by_lm, seed=options.seed) for name, marked in right.items()}
     print_table(
         f"The same {count} requests in pairs, against {options.lm}",
-        ("", "right, points more (95 %)", "alone right: it / the LM", "McNemar's p", "the LM's time is (95 %)"),
+        ("", "right, points more (95 %)", "alone right: it / the LM", "McNemar's p", "time, median ratio (95 %)"),
         [
             [
                 name,
                 percent(pair.difference, "+"),
                 f"{pair.only_first} / {pair.only_second}",
                 f"{pair.p_value:.2g}",
-                times(ratio_of_totals(of_lm, of_route, seed=options.seed)) if name == timed else "",
+                times(bootstrapped(np.median, np.divide(of_lm, of_route), seed=options.seed)) if name == timed else "",
             ]
             for name, pair in pairs.items()
         ],
@@ -262,7 +263,7 @@ def percent(share: Interval, sign: str = "") -> str:
 
 
 def times(ratio: Interval) -> str:
-    return f"{ratio.value:,.0f} ({ratio.low:,.0f} to {ratio.high:,.0f}) times the route's"
+    return f"LM {ratio.value:,.0f} ({ratio.low:,.0f} to {ratio.high:,.0f}) times the route's"
 
 
 def spread(seconds: Sequence[float]) -> str:

@@ -78,7 +78,7 @@ def test_the_report_counts_right_wrong_and_unreadable(scripted_lm: Any, words: A
     pair = compare_right(planner.marks(task, by_routes["route, 5 labels an option"]), [True, True, False, False] * 2)
     assert f"{pair.only_first} / {pair.only_second}" in printed
     assert f"{planner.percent(pair.difference, '+')}" in printed
-    assert re.search(r"\d+ \(\d+ to \d+\) times the route's", printed)
+    assert re.search(r"LM \d+ \(\d+ to \d+\) times the route's", printed)
     assert "A small local model on a CPU is not a hosted one" in printed
 
 
