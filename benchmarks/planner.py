@@ -6,7 +6,8 @@
 The LM plans through `dspy.Predict`, whose instructions list each option with its description and arguments. The route
 decides by the same descriptions, untrained, and on SNIPS and CLINC150 also after it has learned from a few labels an
 option, as a user would train it; the LM is shown none. Ten of CLINC150's intents are drawn, names being all that is
-known of them. On BFCL every request has functions of its own, so nothing can be learned.
+known of them. On BFCL every request has functions of its own: nothing can be learned, and the route's time is then that
+of reading them too, as the LM's is.
 
 Each request is decided by both, in turns, so that both meet the same load of the machine. The route's encoder keeps
 no cache here. An answer that cannot be parsed counts as wrong. With `--log`, a run that was killed resumes and asks
@@ -19,6 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, get_args
 
 import dspy
@@ -63,7 +65,6 @@ class Task:
 class Planned:
     """One request as the LM and the route decided it in turns; `tool` is None where no answer could be parsed."""
 
-    key: str
     tool: str | None
     seconds: float
     route_seconds: float
@@ -158,6 +159,7 @@ def run(
     """What the LM and the routes choose for every question."""
     deciders = routes(task, options, encoder)
     (*_, timed) = deciders.values()
+    timed[0].encoder.encode(["warm up"])
     planned = []
     with planner_lm(options.lm, adapter=options.adapter, api_base=options.api_base, api_key=options.api_key):
         turns = zip(task.questions, timed, strict=True)
@@ -168,7 +170,7 @@ def run(
             record = log.get(key)
             if record is None:
                 try:
-                    found = take_turns(key, planner, route, question.request, route_first=number % 2 == 1)
+                    found = take_turns(planner, route, question.request, route_first=number % 2 == 1)
                 except LMError as error:
                     raise SystemExit(
                         f"{options.lm} did not answer request {number + 1} of {task.title}: {error}\n"
@@ -183,11 +185,8 @@ def run(
     return planned, chosen
 
 
-def take_turns(
-    key: str, planner: dspy.Predict, route: DifferentiableRoute, request: str, *, route_first: bool
-) -> Planned:
+def take_turns(planner: dspy.Predict, route: DifferentiableRoute, request: str, *, route_first: bool) -> Planned:
     """One request, decided by both."""
-    route(request="warm up")  # the options' descriptions are encoded at the first call
 
     def timed_route() -> float:
         started = time.perf_counter()
@@ -197,7 +196,6 @@ def take_turns(
     before = timed_route() if route_first else None
     answer = ask(planner, request=request)
     return Planned(
-        key=key,
         tool=None if answer.prediction is None else answer.prediction.tool,
         seconds=answer.seconds,
         route_seconds=timed_route() if before is None else before,
@@ -213,8 +211,8 @@ def report(task: Task, options: argparse.Namespace, planned: list[Planned], chos
     right = {name: marks(task, each) for name, each in chosen.items()}
     by_lm = marks(task, [plan.tool for plan in planned])
     of_lm, of_route = [plan.seconds for plan in planned], [plan.route_seconds for plan in planned]
-    tokens = [sum(getattr(plan, kind) for plan in planned) for kind in ("prompt_tokens", "completion_tokens")]
-    price = call_cost(options.lm, *tokens)
+    tokens = [fmean(getattr(plan, kind) for plan in planned) for kind in ("prompt_tokens", "completion_tokens")]
+    prices = [call_cost(options.lm, plan.prompt_tokens, plan.completion_tokens) for plan in planned]
     timed = list(right)[-1]
     lines = [
         [
@@ -222,9 +220,9 @@ def report(task: Task, options: argparse.Namespace, planned: list[Planned], chos
             percent(wilson(sum(by_lm), count)),
             sum(plan.tool is None for plan in planned),
             spread(of_lm),
-            f"{sum(plan.calls for plan in planned) / count:.2f}",
-            " + ".join(f"{total / count:,.0f}" for total in tokens),
-            "unknown" if not price else f"{1e3 * price / count:.3f}",
+            f"{fmean(plan.calls for plan in planned):.2f}",
+            " + ".join(f"{mean:,.0f}" for mean in tokens),
+            f"{1e3 * fmean(prices):.3f}" if all(prices) else "unknown",
         ],
         *(
             [name, percent(wilson(sum(marked), count)), 0, spread(of_route) if name == timed else "", "0", "0", "0"]
