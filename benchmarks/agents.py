@@ -65,31 +65,16 @@ class AgentRun:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the route, run both agents on the tasks and print the tables."""
-    from agent_tasks import Answer, right, routed_agent, world
+    from agent_tasks import Answer, planned_steps, right, routed_agent, world
 
     options = command_line().parse_args(arguments)
-    training, test = world(seed=0, tasks=options.training_tasks), world(seed=1, tasks=options.tasks)
-    routed = routed_agent(test)
-    routed.step = RouteFinetune().compile(routed.step, trainset=steps(training.tasks))
-    react = dspy.ReAct(Answer, tools=test.tools, max_iters=routed.max_iters)
+    test, training = world(seed=0, tasks=options.tasks), world(seed=1, tasks=options.training_tasks)
+    routed = RouteFinetune().compile(routed_agent(test), feedback=planned_steps(training.tasks))
+    react = dspy.ReAct(Answer, test.tools, max_iters=routed.max_iters)
     tasks = [task.example.copy(tools=[tool for tool, _ in task.plan]) for task in test.tasks]
-    print(f"RoutedAgent's route has learned from the steps of {options.training_tasks} tasks in another world.")
+    print(f"RoutedAgent's route has learned from the plans of {options.training_tasks} tasks with other names.")
     agents = {"dspy.ReAct": react, "RoutedAgent": lambda **inputs: unwrapped(routed, **inputs)}
     report(run(agents, tasks, right, AnswerLog(options.log), options), options)
-
-
-def steps(tasks: Sequence[Any]) -> list[dspy.Example]:
-    """The steps of rightly planned runs as labels for the route: after the last call, to finish."""
-    from dspy_router.agent import StepState
-
-    examples = []
-    for task in tasks:
-        state = StepState(task.question)
-        for (tool, _), result in zip(task.plan, task.results, strict=True):
-            examples.append(dspy.Example(state=state.to_text(), next_tool=tool).with_inputs("state"))
-            state = state.after(tool, result)
-        examples.append(dspy.Example(state=state.to_text(), next_tool="finish").with_inputs("state"))
-    return examples
 
 
 def unwrapped(agent: dspy.Module, **inputs: Any) -> dspy.Prediction:
@@ -199,7 +184,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--api-key", help="key, where one is needed and the environment has none")
     parser.add_argument("--adapter", choices=get_args(AdapterName), default="json", help="default: %(default)s")
     parser.add_argument("--tasks", type=int, default=40, help="default: %(default)s")
-    parser.add_argument("--training-tasks", type=int, default=80, help="from another world (default: %(default)s)")
+    parser.add_argument("--training-tasks", type=int, default=120, help="with other names (default: %(default)s)")
     parser.add_argument("--log", type=Path, help="JSON lines file of the runs, to resume from")
     return parser
 
