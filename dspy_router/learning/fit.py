@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from dspy_router.heads import OptionHead
-from dspy_router.learning.rows import Objective, TargetRows
+from dspy_router.learning.list_rows import ListRows
+from dspy_router.learning.rows import TargetRows
 from dspy_router.threads import threads_for
 
 
@@ -63,6 +64,11 @@ class FitResult:
     validation_loss: float | None = None
 
 
+# Of lists the bias is free, since most options are in few of them. Chosen on validation rows of SNIPS, CLINC150 and
+# BANKING77, joined in ones to threes, after fits to 60 to 2,000 such: half the penalty costs little among 7 options and
+# gains up to 2 points of micro-F1 among 77 and 150.
+LIST_FIT = FitSettings(penalty=0.004, bias_penalty=0.0)
+Rows = TargetRows | ListRows
 BLOCK = 5  # L-BFGS iterations between looks at the stopping rules
 PART = 8192  # rows whose logits are in memory at once
 
@@ -70,9 +76,9 @@ PART = 8192  # rows whose logits are in memory at once
 def fit_head(
     head: OptionHead,
     vectors: np.ndarray,
-    rows: TargetRows,
+    rows: Rows,
     *,
-    validation: tuple[np.ndarray, TargetRows] | None = None,
+    validation: tuple[np.ndarray, Rows] | None = None,
     settings: FitSettings | None = None,
     on_block: Callable[[int], object] | None = None,
 ) -> FitResult:
@@ -81,9 +87,9 @@ def fit_head(
     Args:
         head: The head, over k options of dimension d.
         vectors: Float32 [n, d], the inputs' unit vectors.
-        rows: What is known of each input.
+        rows: What is known of each input; `ListRows` for a `ListHead`.
         validation: Vectors and rows that stop the fit early; the best parameters on them are kept.
-        settings: Defaults to `FitSettings()`.
+        settings: Defaults to `FitSettings()`, or for a list's rows to `LIST_FIT`.
         on_block: Called with the number of iterations after each block, e.g. a progress bar's `update`.
 
     Raises:
@@ -98,10 +104,11 @@ def fit_head(
     """
     if len(rows) == 0 or len(rows) != len(vectors):
         raise ValueError(f"{len(vectors)} vectors and {len(rows)} rows: give as many of both, at least one.")
-    settings = settings or FitSettings()
+    settings = settings or (LIST_FIT if isinstance(rows, ListRows) else FitSettings())
     vectors, rows = _with_descriptions(head, vectors, rows, settings.description_weight)
     loss, validation_loss = rows.loss(settings.margin), validation[1].loss() if validation else None
-    center = np.average(vectors, axis=0, weights=rows.weight).astype(np.float32)
+    weights = rows.weight.reshape(len(rows), -1).sum(axis=1)
+    center = np.average(vectors, axis=0, weights=weights).astype(np.float32)
     centered = torch.from_numpy(np.subtract(vectors, center, out=vectors))
     validation_vectors = torch.from_numpy(validation[0] - center) if validation else None
     shift = torch.from_numpy(center)
@@ -109,7 +116,7 @@ def fit_head(
     strength = settings.penalty * (count / len(head.bias)) ** 0.5 * float(head.scale) ** 2 / count
 
     with torch.no_grad():
-        head.temperature.fill_(1.0)
+        head.begin_training()
         prior_bias = head.scale * (head.option_vectors @ shift)
         head.bias.add_(head.linear()[0] @ shift)  # the bias as the centred vectors need it
     parameters = [head.weight, head.bias, head.shared_map]
@@ -117,6 +124,8 @@ def fit_head(
         parameters, max_iter=BLOCK, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-6,
         tolerance_change=0.0,
     )  # fmt: skip
+
+    parts = [slice(start, start + PART) for start in range(0, len(centered), PART)]
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -131,7 +140,6 @@ def fit_head(
         pulled.backward()
         return total + pulled.detach()
 
-    parts = [slice(start, start + PART) for start in range(0, len(centered), PART)]
     best: tuple[float, list[Tensor]] | None = None
     previous, worse, iterations = float("inf"), 0, 0
     work = vectors.size * len(head.bias)
@@ -162,14 +170,10 @@ def fit_head(
     return FitResult(iterations, objective, best[0] if best else None)
 
 
-def _with_descriptions(
-    head: OptionHead, vectors: np.ndarray, rows: TargetRows, weight: float
-) -> tuple[np.ndarray, TargetRows]:
+def _with_descriptions(head: OptionHead, vectors: np.ndarray, rows: Rows, weight: float) -> tuple[np.ndarray, Rows]:
     """The rows, and behind them one labelled row for every option that has a description; the vectors are a copy."""
     described = head.option_vectors.cpu().numpy()
     options = np.flatnonzero(described.any(axis=1))
     if not weight or not len(options):
         return vectors.copy(), rows
-    labels = TargetRows.from_labels(options, len(described))
-    labels = TargetRows.of(Objective.LIKELIHOOD, labels.target, np.full(len(options), weight))
-    return np.concatenate([vectors, described[options]]), TargetRows.joined([rows, labels])
+    return np.concatenate([vectors, described[options]]), rows.with_labels(options, weight)

@@ -2,6 +2,7 @@
 
 A fifth of a field's rows is set aside, a second head is fitted to the others, and its logits for the fifth show how
 sure a head may be of what it has not seen. What is found there is applied to the head that was fitted to all rows.
+Lists are calibrated in their own way: see `dspy_router.learning.list_calibration`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,14 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+from scipy.special import expit
 
 from dspy_router.heads import OptionHead, softmax
 from dspy_router.learning.calibration import Calibration, Reliability, calibrate, held_out, reliability
 from dspy_router.learning.familiarity import build_reference
 from dspy_router.learning.fit import fit_head
-from dspy_router.learning.new_options import fit_transfer
+from dspy_router.learning.list_calibration import calibrate_list, description_transfer, held_out_logits, known_members
+from dspy_router.learning.list_rows import ListRows
+from dspy_router.learning.new_options import DescriptionTransfer, fit_transfer
 from dspy_router.learning.reference import Reference
 from dspy_router.learning.rows import Objective, TargetRows
+from dspy_router.list_heads import ListHead
 from dspy_router.optimizers.learner import FieldRows
 from dspy_router.training_record import TrainingRecord
 
@@ -65,8 +70,7 @@ def calibrate_routes(rows: Sequence[FieldRows], seed: int = 0) -> tuple[FieldCal
         route, name = entry.route, entry.field.name
         record = (route.learned.record or TrainingRecord()).with_texts(entry.texts)
         if not route.encoder.trainable:
-            transfer = fit_transfer(route.head[name], route.encoder.encode(entry.texts), entry.rows, seed=seed)
-            calibration, reference = _calibrated(entry, seed)
+            calibration, reference, transfer = _calibrated(entry, seed)
             record = replace(
                 record,
                 references=_with(record.references, name, reference),
@@ -82,9 +86,16 @@ def _with(found: Mapping[str, Kept], name: str, entry: Kept | None) -> dict[str,
     return others if entry is None else {**others, name: entry}
 
 
-def _calibrated(entry: FieldRows, seed: int) -> tuple[FieldCalibration | None, Reference | None]:
+def _calibrated(
+    entry: FieldRows, seed: int
+) -> tuple[FieldCalibration | None, Reference | None, DescriptionTransfer | None]:
     head = entry.route.head[entry.field.name]
     vectors = entry.route.encoder.encode(entry.texts)
+    if isinstance(entry.rows, ListRows):
+        assert isinstance(head, ListHead)
+        transfer = description_transfer(head, vectors, entry.rows)
+        return _calibrated_list(entry.field.name, head, vectors, entry.rows, seed), None, transfer
+    transfer = fit_transfer(head, vectors, entry.rows, seed=seed)
     logits = head.logits(vectors)
     mask = held_out(len(entry.rows), seed)
     calibration = None
@@ -102,7 +113,32 @@ def _calibrated(entry: FieldRows, seed: int) -> tuple[FieldCalibration | None, R
         entry.field.option_names, head.option_vectors.cpu().numpy(), vectors, entry.rows, logits, entry.texts,
         held_out=mask, seed=seed,
     )  # fmt: skip
-    return field, reference
+    return field, reference, transfer
+
+
+def _calibrated_list(
+    name: str, head: ListHead, vectors: np.ndarray, rows: ListRows, seed: int
+) -> FieldCalibration | None:
+    seen = held_out_logits(head, vectors, rows, seed=seed)
+    calibration = None if seen is None else calibrate_list(seen.logits, rows.part(seen.rows))
+    if seen is None or calibration is None:
+        return None
+    calibration.apply(head)
+    truth, weight = known_members(rows.part(seen.rows))
+    known = weight > 0
+
+    def measured(logits: np.ndarray) -> Reliability:
+        within = expit(logits[known])
+        return reliability(np.maximum(within, 1 - within), np.where(within >= 0.5, truth[known], 1 - truth[known]))
+
+    return FieldCalibration(
+        field=name,
+        rows=len(seen.rows),
+        temperature=calibration.temperature,
+        biases=int(np.count_nonzero(calibration.bias)),
+        before=measured(seen.logits),
+        after=measured(calibration(seen.logits)),
+    )
 
 
 def _report(entry: FieldRows, calibration: Calibration, logits: np.ndarray, rows: TargetRows) -> FieldCalibration:

@@ -1,16 +1,17 @@
 """From feedback rows to fitted heads."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
-from dspy_router.learning.fit import FitSettings, fit_head
+from dspy_router.learning.fit import LIST_FIT, FitSettings, fit_head
 from dspy_router.learning.fit_network import NetworkFitSettings, NetworkTask, fit_network
+from dspy_router.learning.list_rows import ListRows
 from dspy_router.learning.rows import Objective, TargetRows
 from dspy_router.optimizers.graded import TextTargets, graded_targets
 from dspy_router.optimizers.outcomes import TRIED, RewardReading
@@ -28,12 +29,15 @@ class FieldRows:
     route: DifferentiableRoute
     field: DecisionField
     texts: list[str]
-    rows: TargetRows
+    rows: TargetRows | ListRows
 
     def agreement(self) -> float:
-        """Weighted mean worth of the likeliest options: a share right, or a mean reward where rewards are graded."""
-        policy = self.route.head[self.field.name].policy(self.route.encoder.encode(self.texts))
-        return float(np.average(self.rows.worth(policy.argmax(axis=1)), weights=self.rows.weight))
+        """Weighted mean worth of the options taken: a share right, or a mean reward where rewards are graded.
+
+        Of lists, the share of right answers to whether an option is in the list.
+        """
+        chosen = self.route.head[self.field.name].chosen(self.route.encoder.encode(self.texts))
+        return float(np.average(self.rows.worth(chosen), weights=self.rows.weight))
 
 
 def field_rows(routes: Routes, feedback: Sequence[Feedback], reading: RewardReading | None = None) -> list[FieldRows]:
@@ -56,10 +60,36 @@ def field_rows(routes: Routes, feedback: Sequence[Feedback], reading: RewardRead
     for row in labels:
         _put(targets, row, Objective.LIKELIHOOD, _one_hot(row, fields))
     return [
-        FieldRows(routes[name], fields[name, field], [text for _, text, _ in found], _joined(found))
-        for (name, field), found in targets.items()
-        if found
+        joined
+        for name, route in routes.items()
+        for field in route.fields
+        if (joined := _field_rows(route, field, [targets[name, single.name] for single in field.decision_fields]))
     ]
+
+
+def _field_rows(route: DifferentiableRoute, field: DecisionField, targets: Sequence[TextTargets]) -> FieldRows | None:
+    """The rows of a field, by the targets of its decisions; None without any."""
+    if not any(targets):
+        return None
+    if field.several:
+        return FieldRows(route, field, *_listed(targets))
+    return FieldRows(route, field, [text for _, text, _ in targets[0]], _joined(targets[0]))
+
+
+def _listed(targets: Sequence[TextTargets]) -> tuple[list[str], ListRows]:
+    """Texts, and what is known of each option there: as many rows of an example's text as are known of one option."""
+    places: dict[tuple[str, str, int], int] = {}
+    entries = []
+    for option, found in enumerate(targets):
+        met: Counter[tuple[str, str]] = Counter()
+        for (example, text, _), entry in found.items():
+            row = places.setdefault((example, text, met[example, text]), len(places))
+            met[example, text] += 1
+            entries.append((row, option, *entry))
+    rows = ListRows.unknown(len(places), len(targets))
+    for row, option, objective, target, weight in entries:
+        rows.objective[row, option], rows.target[row, option], rows.weight[row, option] = objective, target, weight
+    return [text for _, text, _ in places], rows
 
 
 def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardReading) -> dict[FieldKey, TextTargets]:
@@ -125,7 +155,7 @@ def fit_routes(
                 entry.route.encoder.encode(entry.texts),
                 entry.rows,
                 validation=(held_out.route.encoder.encode(held_out.texts), held_out.rows) if held_out else None,
-                settings=settings,
+                settings=_for_rows(settings, entry.rows),
                 on_block=bar.update,
             )
     for entries in networks.values():
@@ -136,6 +166,13 @@ def fit_routes(
         ]
         with tqdm(desc="fitting the token encoder", unit="epoch", delay=2, leave=False) as bar:
             fit_network(encoder.network, tasks, settings=NetworkFitSettings(seed=seed), on_epoch=bar.update)  # type: ignore[attr-defined]
+
+
+def _for_rows(settings: FitSettings | None, rows: TargetRows | ListRows) -> FitSettings | None:
+    """Settings as given; of a list, how hard weights and biases are pulled is its own."""
+    if settings is None or not isinstance(rows, ListRows):
+        return settings
+    return replace(settings, penalty=LIST_FIT.penalty, bias_penalty=LIST_FIT.bias_penalty)
 
 
 def agreement(rows: Sequence[FieldRows]) -> float:
