@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 import dspy
 import numpy as np
@@ -31,6 +31,9 @@ from tests.conftest import bag_of_words
 from tests.programs import FRUIT, basket_route, baskets, right_basket
 
 TOPICS = "message -> topics: list[Literal['billing', 'refund', 'bug']]"
+
+
+Two = Choice["a", "b"]
 
 
 class Color(enum.Enum):
@@ -290,15 +293,15 @@ def test_what_cannot_serve_a_list_says_so() -> None:
 @pytest.mark.parametrize(
     "annotation",
     [
-        list[Choice["a", "b"]], list[bool], list[int], list, set[Literal["a", "b"]], tuple[Literal["a", "b"], ...],
-        list[list[Literal["a", "b"]]], dict[str, Literal["a", "b"]], Optional[list[Literal["a", "b"]]],
+        list[Two], list[bool], list[int], list, set[Literal["a", "b"]], tuple[Literal["a", "b"], ...],
+        list[list[Literal["a", "b"]]], dict[str, Literal["a", "b"]], list[Two | None],
         list[Literal["a", "b"]] | None, list[Literal["a", "b"] | None],
     ],
     ids=str,
 )  # fmt: skip
 def test_other_collections_are_refused_by_name(annotation: Any) -> None:
     signature = dspy.Signature({"text": (str, dspy.InputField()), "kinds": (annotation, dspy.OutputField())}, "Decide.")
-    with pytest.raises(RouteError, match="'kinds' has type .*list"):
+    with pytest.raises(RouteError, match=r"'kinds' has type .*list"):
         DifferentiableRoute(signature, encoder=bag_of_words)
 
 
@@ -346,3 +349,8 @@ def test_fifty_options_share_one_map_and_are_saved_in_one(tmp_path: Path) -> Non
     assert sum(parameter.numel() for parameter in compiled.head.parameters()) == 50 * (dimension + 1) + dimension**2
     compiled.save(tmp_path / "route.json")
     assert json.loads((tmp_path / "route.json").read_text())["learned"]["fields"][0]["list"] is True
+
+
+def test_an_optional_list_is_refused_in_either_spelling() -> None:
+    with pytest.raises(RouteError, match=r"where no option fits, it is \[\]"):
+        DifferentiableRoute("text -> kinds: Optional[list[Literal['a', 'b']]]", encoder=bag_of_words)

@@ -1,13 +1,13 @@
 """What a list's head is fitted to: one row an input, with what is known of each option's being in the list."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dspy_router.learning.rows import Objective, RowsLoss, TargetRows
+from dspy_router.learning.rows import SETTLED, Objective, RowsLoss, TargetRows
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class ListRows:
     def worth(self, chosen: np.ndarray) -> np.ndarray:
         """How good lists, bool [n, k], are by what is known, option by option: float [n, k], as `TargetRows.worth`."""
         choice = np.where(chosen, 0, 1).reshape(-1)
-        return self._each().worth(choice).reshape(self.weight.shape)
+        return self.each().worth(choice).reshape(self.weight.shape)
 
     def loss(self, margin: float = 0.0) -> "ListLoss":
         """The loss of logits for these rows, as a function; `margin` is that of `RowsLoss`."""
         return ListLoss(self, margin)
 
-    def _each(self) -> TargetRows:
+    def each(self) -> TargetRows:
         """A row for every input and option."""
         return TargetRows(self.target.reshape(-1, 2), self.objective.reshape(-1), self.weight.reshape(-1))
 
@@ -91,23 +91,35 @@ class ListRows:
 class ListLoss:
     """The weighted mean loss, over inputs and options, of logits for rows: that of `RowsLoss` for two options each.
 
-    The logit of False is 0, so that softmax over the two is the logistic function of a list head's logit.
+    The logit of False is 0, so that softmax over the two is the logistic function of a list head's logit. Where it is
+    settled whether an option is in the list, which is nearly everywhere, the loss is log(1 + exp(margin ∓ logit)).
     """
 
     def __init__(self, rows: ListRows, margin: float = 0.0) -> None:
+        each = rows.each()
+        settled = (rows.objective == Objective.LIKELIHOOD) & (rows.target.sum(axis=-1) < SETTLED)
+        weight = rows.weight / rows.weight.sum()
         self._options = rows.weight.shape[1]
-        self._loss = RowsLoss(rows._each(), margin)
+        self._margin = margin
+        self._sign = torch.from_numpy(np.where(rows.target[..., 0] >= rows.target[..., 1], 1.0, -1.0).astype("f4"))
+        self._settled = torch.from_numpy(np.where(settled, weight, 0.0).astype("f4"))
+        self._weight = torch.from_numpy(weight)
+        open_ = np.where(settled, 0.0, weight).astype("f4").reshape(-1)
+        self._open_share = float(open_.sum())
+        self._open = RowsLoss(replace(each, weight=open_), margin) if self._open_share else None
 
     def __call__(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
         """Loss of logits [n, k], or of the rows at `index` (int [m]) for logits [m, k]."""
-        if index is not None:
-            index = (index[:, None] * self._options + torch.arange(self._options)).reshape(-1)
-        return self._loss(_with_false(logits), index)
+        part: slice | Tensor = slice(None) if index is None else index
+        # A part of which nothing is known has no loss.
+        return self.share(logits, part) / self._weight[part].sum().clamp_min(torch.finfo(torch.float32).tiny)
 
-    def share(self, logits: Tensor, part: slice) -> Tensor:
+    def share(self, logits: Tensor, part: slice | Tensor) -> Tensor:
         """What a part of the rows adds to the loss of all, for logits of that part alone."""
-        return self._loss.share(_with_false(logits), slice(part.start * self._options, part.stop * self._options))
-
-
-def _with_false(logits: Tensor) -> Tensor:
-    return torch.stack([logits, torch.zeros_like(logits)], dim=-1).reshape(-1, 2)
+        losses = torch.nn.functional.softplus(self._margin - self._sign[part] * logits)
+        total = (self._settled[part] * losses).sum()
+        if self._open is None:
+            return total
+        pairs = torch.arange(len(self._sign) * self._options).reshape(-1, self._options)[part].reshape(-1)
+        both = torch.stack([logits, torch.zeros_like(logits)], dim=-1).reshape(-1, 2)
+        return total + self._open_share * self._open.share(both, pairs)
