@@ -133,7 +133,7 @@ class _Forcing:
                     "which takes a list of its options."
                 )
             option = single.option_names[index]
-        if option not in probabilities:
+        if not isinstance(option, str) or option not in probabilities:
             raise RouteError(
                 f"force_decisions: {option!r} is no option of the field {field!r}, or the predictor's weights or "
                 f"threshold rule it out; its options are {list(probabilities)}."

@@ -61,7 +61,7 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
         >>> prediction.tool, prediction.decision.name, prediction.confidence > 0.5
         ('get_weather', 'get_weather', True)
         >>> needs = DifferentiableRoute("request -> tools: list[str]", tools=[get_weather, play_music])
-        >>> needs(request="play songs and tell me the weather forecast").tools
+        >>> needs(request="play songs and tell me the weather").tools
         ['get_weather', 'play_music']
     """
 

@@ -28,7 +28,7 @@ from dspy_router.replace import replace_predictor
 from dspy_router.shortlist import Shortlist
 from dspy_router.synthesis import RequestWriter
 from tests.conftest import bag_of_words
-from tests.programs import FRUIT, basket_route, baskets, right_basket
+from tests.programs import FRUIT, basket_route, baskets, fruit_route, right_basket
 
 TOPICS = "message -> topics: list[Literal['billing', 'refund', 'bug']]"
 
@@ -206,6 +206,10 @@ def test_decisions_can_be_made_from_outside() -> None:
         assert route(request="apple").fruits == []
     with force_decisions({"fruits[banana]": "True"}):
         assert "banana" in route(request="apple").fruits
+    with force_decisions({"fruits": "apple"}), pytest.raises(RouteError, match="'apple' in place of a list"):
+        route(request="apple")
+    with force_decisions({"fruit": ["apple"]}), pytest.raises(RouteError, match=r"\['apple'\] is no option"):
+        fruit_route()(request="apple")
     with force_decisions({"fruits": ["fig"]}), pytest.raises(RouteError, match="'fig' in 'fruits'"):
         route(request="apple")
     with explore_decisions(1.0, seed=0):

@@ -98,7 +98,7 @@ def calibrate_list(logits: np.ndarray, rows: ListRows) -> ListCalibration | None
         >>> logits = random.standard_normal((1000, 3)).astype(np.float32)
         >>> members = random.random(logits.shape) < expit(logits - [0, 0, 2])
         >>> found = calibrate_list(3 * logits, ListRows.from_sets(members))
-        >>> round(found.temperature), found.bias.round().tolist()
+        >>> round(found.temperature), (found.bias.round() + 0).tolist()
         (3, [0.0, 0.0, -2.0])
     """
     truth, weight = known_members(rows)
