@@ -9,8 +9,10 @@ means ± standard deviations over the draws. All methods work on the same frozen
 option's name and description as one more example. Nothing is tuned here: the settings of this package, and the C of
 logistic regression (of 1, 10 and 100 the two best where classes are balanced), were chosen on validation rows.
 
-`exact` is the share of requests for which the whole list is right. The lines below the first three show what the
-options' own thresholds bring: none (the fitted head as it is), and what F1 asks for in their place.
+`exact` is the share of requests for which the whole list is right. Trained, the package takes an option from a
+calibrated probability of one half, which is a threshold of its own for each on what the fit gives. The lines after that
+show what it brings: the fit without any, with one threshold on the probabilities that is best for micro-F1 on held-out
+training rows, and with own ones that F1 asks for.
 """
 
 import random
@@ -154,15 +156,15 @@ def thresholds(task: Task) -> Iterator[tuple[str, np.ndarray]]:
     calibration = calibrate_list(seen.logits, rows.part(seen.rows))
     assert calibration is not None
     logits = head.logits(task.test.vectors)
-    yield "  without thresholds", logits >= 0
+    yield "its fit, without thresholds", logits >= 0
     chances, held_out = expit(calibration(logits)), expit(calibration(seen.logits))
     truth = task.train.members[seen.rows]
     levels = np.linspace(0.02, 0.98, 97)
     common = max(levels, key=lambda level: f1_score(truth, held_out >= level, average="micro", zero_division=0))
-    yield "  one for the best micro-F1", chances >= common
+    yield "its fit, one threshold for micro-F1", chances >= common
     ranked = -np.sort(-held_out, axis=0)
     expected = 2 * ranked.cumsum(axis=0) / (np.arange(1, len(ranked) + 1)[:, None] + ranked.sum(axis=0))
-    yield "  own ones for the best expected F1", chances >= expected.max(axis=0) / 2
+    yield "its fit, own thresholds for expected F1", chances >= expected.max(axis=0) / 2
 
 
 def regression(task: Task, **settings: object) -> np.ndarray:
