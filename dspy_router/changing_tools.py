@@ -69,7 +69,8 @@ def _changed_field(route: "DifferentiableRoute", name: str | None) -> DecisionFi
     if field is None or field not in open_:
         raise RouteError(
             f"field={name!r}: the fields whose options come from tools are {[field.name for field in open_]}. Where "
-            "the signature lists the options, change the signature and train again; or declare the field as str or list[str]."
+            "the signature lists the options, change the signature and train again; or declare the field as str, or "
+            "list[str]."
         )
     return field
 
