@@ -228,7 +228,7 @@ def _teacher_decision(
         if not hasattr(output, "keys") or field.output not in output or any(name not in inputs for name in inputs_of):
             continue
         value = output[field.output]
-        index = None if value is None else field.index_of(value)
+        index = field.index_of(value)
         if index is not None:
             probabilities = probabilities_of(value) or evidence.get(field.name)
             return route.text({name: inputs[name] for name in inputs_of}), index, probabilities
