@@ -119,17 +119,24 @@ def settled(route: "DifferentiableRoute", thought: Policies, answer: Any = None)
     Raises:
         AbstainError: If the route declines, has no fallback and is to raise then.
     """
-    text, outputs, decisions = thought.call.text, {}, {}
+    text, outputs = thought.call.text, {}
+    decisions: dict[str, Decision] = {}
     for field in route.fields:
-        probabilities = thought.probabilities[field.name]
-        own = selected(field.kind, probabilities)
-        if thought.declined:
-            decision, outputs[field.name] = _declined(field, thought, own, answer)
-            announce(route, decision)
+        made = []
+        for single, probabilities in field.single(thought.probabilities[field.name]):
+            own = selected(single.kind, probabilities)
+            if thought.declined:
+                decision = _declined(single, thought, probabilities, own, answer)
+                announce(route, decision)
+            else:
+                decision = decide(route, single.name, probabilities, own, text, score=thought.score)
+            made.append(decision)
+            decisions[single.name] = decision
+        if not thought.declined:
+            chosen = {decision.field: decision.name for decision in made}
+            outputs[field.name] = field.value_of(chosen, thought.probabilities[field.name])
         else:
-            decision = decide(route, field.name, probabilities, own, text, score=thought.score)
-            outputs[field.name] = field.typed(decision.name, probabilities, decision.confidence)
-        decisions[field.name] = decision
+            outputs[field.name] = None if answer is None else answer[field.name]
     if thought.declined and answer is None and route.on_abstain == "raise":
         guard = route.learned.guard
         raise AbstainError(
@@ -140,27 +147,26 @@ def settled(route: "DifferentiableRoute", thought: Policies, answer: Any = None)
     if answer is not None:
         outputs = {**dict(answer.items()), **outputs}
     evidence: dict[str, Any] = {"decisions": decisions}
-    if len(decisions) == 1:
-        evidence |= {
-            "decision": decision,
-            "probabilities": decision.probabilities,
-            "confidence": decision.confidence,
-        }
+    if len(route.fields) == 1:
+        if route.fields[0].name in decisions:  # a list has a decision for each option
+            evidence["decision"] = decision
+        evidence["probabilities"] = thought.probabilities[route.fields[0].name]
+        evidence["confidence"] = route.fields[0].confidence([decision.confidence for decision in made])
     return dspy.Prediction(**outputs, **{name: value for name, value in evidence.items() if name not in outputs})
 
 
-def _declined(field: DecisionField, thought: Policies, own: str, answer: Any) -> tuple[Decision, Any]:
-    """The decision that was not made, with the fallback's choice for its name where it is an option; and the output."""
-    probabilities = thought.probabilities[field.name]
-    output, name = None, own
+def _declined(
+    field: DecisionField, thought: Policies, probabilities: dict[str, float], own: str, answer: Any
+) -> Decision:
+    """The decision that was not made, with the fallback's choice for its name where it is an option."""
+    name = own
     if answer is not None:
-        if field.name not in answer:
+        if field.output not in answer:
             raise RouteError(
-                f"The fallback gave {list(answer.keys())}, without the field {field.name!r}. Its signature must have "
+                f"The fallback gave {list(answer.keys())}, without the field {field.output!r}. Its signature must have "
                 "the route's outputs."
             )
-        output = answer[field.name]
-        index = field.index_of(output)
+        index = field.index_of(answer[field.output])
         name = own if index is None else field.option_names[index]
     return Decision(
         field=field.name,
@@ -172,7 +178,7 @@ def _declined(field: DecisionField, thought: Policies, own: str, answer: Any) ->
         empty_input=not thought.call.text.strip(),
         abstained=True,
         score=thought.score,
-    ), output
+    )
 
 
 def _mask(field: DecisionField, names: Any) -> np.ndarray:

@@ -149,7 +149,8 @@ class Explanation:
 
     Attributes:
         text: What the encoder read.
-        fields: One explanation an output field, by name, in the signature's order.
+        fields: One explanation an output field, by name, in the signature's order; of a list `topics`, one for each
+            option that is in it or for the likeliest, as `topics[billing]`.
         score: What a guard holds against its threshold: see `DifferentiableRoute.score`.
         threshold: The guard's; None without a guard, or with one that declines everything.
         abstains: Whether the guard would decline; None without a guard.

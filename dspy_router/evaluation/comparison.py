@@ -178,7 +178,7 @@ def compare(
                 f"The baseline decides {decided.name!r} among {list(other_field.option_names)}, the candidate among "
                 f"{list(decided.option_names)}: build both with the same options in the same order."
             )
-        other = _policy(rows, other_route, decided.name, stochastic)
+        other = _policy(rows, other_route, other_field, stochastic)
     evaluation = evaluate_policy(compared, baseline=other, confidence=confidence, seed=seed)
     changed = 1 - float(np.take_along_axis(compared.policy, compared.chosen[:, None], axis=1).mean()) if rows else 0.0
     return Comparison(decided.name, evaluation, changed, set_aside, tuple(objections(evaluation)), baseline is not None)
@@ -230,7 +230,7 @@ def _subject(
     sites = [
         (name, route, decided)
         for name, route in find_routes(candidate).items()
-        for decided in route.fields
+        for decided in route.decision_fields
         if field in (None, decided.name)
     ]
     named = [site for site in sites if any((row.route, row.field) == (site[0], site[2].name) for row in rows)]
@@ -291,7 +291,7 @@ def _logged_rows(
 ) -> LoggedRows:
     """The rows as arrays, with the candidate's policy and what a reward model predicts."""
     vectors = _vectors(rows, route)
-    policy = _policy(rows, route, decided.name, stochastic)
+    policy = _policy(rows, route, decided, stochastic)
     options = policy.shape[1]
     index = {name: number for number, name in enumerate(decided.option_names)}
     chosen = np.array([index[row.chosen] for row in rows], int)
@@ -309,7 +309,9 @@ def _vectors(rows: Sequence[Feedback], route: DifferentiableRoute) -> np.ndarray
     return route.encoder.encode([row.text for row in rows], progress=progress)
 
 
-def _policy(rows: Sequence[Feedback], route: DifferentiableRoute, field: str, stochastic: bool) -> np.ndarray:
+def _policy(
+    rows: Sequence[Feedback], route: DifferentiableRoute, decided: DecisionField, stochastic: bool
+) -> np.ndarray:
     """The route's probabilities on the rows, or 1 for the likeliest option."""
-    policy = route.head[field].policy(_vectors(rows, route))
+    policy = decided.policy(route.head, _vectors(rows, route))
     return policy if stochastic else np.eye(policy.shape[1])[policy.argmax(axis=1)]

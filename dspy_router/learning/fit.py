@@ -39,7 +39,8 @@ import torch
 from torch import Tensor
 
 from dspy_router.heads import OptionHead
-from dspy_router.learning.rows import Objective, TargetRows
+from dspy_router.learning.list_rows import ListRows
+from dspy_router.learning.rows import TargetRows
 from dspy_router.threads import threads_for
 
 
@@ -74,7 +75,7 @@ class Anchor:
         weight: Float [k, d].
         bias: Float [k].
         shared_map: Float [d, d].
-        rows: How many rows it was learned from. Non-negative.
+        rows: The weight of the rows it was learned from. Non-negative.
     """
 
     weight: Tensor
@@ -109,7 +110,7 @@ class Anchor:
         with torch.no_grad():
             for parameter, value in zip((head.weight, head.bias, head.shared_map), self.tensors, strict=True):
                 parameter.copy_(value)
-            head.temperature.fill_(1.0)
+            head.begin_training()
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,6 +127,11 @@ class FitResult:
     validation_loss: float | None = None
 
 
+# Of lists the bias is free, since most options are in few of them. Chosen on validation rows of SNIPS, CLINC150 and
+# BANKING77, joined in ones to threes, after fits to 60 to 2,000 such: half the penalty costs little among 7 options and
+# gains up to 2 points of micro-F1 among 77 and 150.
+LIST_FIT = FitSettings(penalty=0.004, bias_penalty=0.0)
+Rows = TargetRows | ListRows
 BLOCK = 5  # L-BFGS iterations between looks at the stopping rules
 RANK_TOLERANCE = 1e-5  # singular values smaller than this share of the largest are rounding
 PART = 8192  # rows whose logits are in memory at once
@@ -134,9 +140,9 @@ PART = 8192  # rows whose logits are in memory at once
 def fit_head(
     head: OptionHead,
     vectors: np.ndarray,
-    rows: TargetRows,
+    rows: Rows,
     *,
-    validation: tuple[np.ndarray, TargetRows] | None = None,
+    validation: tuple[np.ndarray, Rows] | None = None,
     anchor: Anchor | None = None,
     settings: FitSettings | None = None,
     on_block: Callable[[int], object] | None = None,
@@ -146,10 +152,10 @@ def fit_head(
     Args:
         head: The head, over k options of dimension d.
         vectors: Float32 [n, d], the inputs' unit vectors.
-        rows: What is known of each input.
+        rows: What is known of each input; `ListRows` for a `ListHead`.
         validation: Vectors and rows that stop the fit early; the best parameters on them are kept.
         anchor: What the head had learned before, which it is pulled towards; its descriptions by default.
-        settings: Defaults to `FitSettings()`.
+        settings: Defaults to `FitSettings()`, or for a list's rows to `LIST_FIT`.
         on_block: Called with the number of iterations after each block, e.g. a progress bar's `update`.
 
     Raises:
@@ -164,12 +170,13 @@ def fit_head(
     """
     if len(rows) == 0 or len(rows) != len(vectors):
         raise ValueError(f"{len(vectors)} vectors and {len(rows)} rows: give as many of both, at least one.")
-    settings = settings or FitSettings()
+    settings = settings or (LIST_FIT if isinstance(rows, ListRows) else FitSettings())
     description_weight = settings.description_weight if anchor is None else 0.0  # an anchor has learned from them
     anchor = anchor or Anchor.at_descriptions(head)
     vectors, rows = _with_descriptions(head, vectors, rows, description_weight)
     loss, validation_loss = rows.loss(settings.margin), validation[1].loss() if validation else None
-    center = np.average(vectors, axis=0, weights=rows.weight).astype(np.float32)
+    weights = rows.weight.reshape(len(rows), -1).sum(axis=1)
+    center = np.average(vectors, axis=0, weights=weights).astype(np.float32)
     centered = torch.from_numpy(np.subtract(vectors, center, out=vectors))
     validation_vectors = torch.from_numpy(validation[0] - center) if validation else None
     shift = torch.from_numpy(center)
@@ -178,7 +185,7 @@ def fit_head(
     strength = settings.penalty * behind**0.5 * float(head.scale) ** 2 / count
 
     with torch.no_grad():
-        head.temperature.fill_(1.0)
+        head.begin_training()
         anchored = head.option_vectors + head.option_vectors @ anchor.shared_map.T + anchor.weight
         anchor_bias = anchor.bias + head.scale * (anchored @ shift)
         head.bias.add_(head.linear()[0] @ shift)  # the bias as the centred vectors need it
@@ -197,6 +204,8 @@ def fit_head(
         tolerance_change=0.0,
     )  # fmt: skip
 
+    parts = [slice(start, start + PART) for start in range(0, len(centered), PART)]
+
     def closure() -> Tensor:
         optimizer.zero_grad()
         # Part by part, so that memory does not grow with what lies between the logits and the loss.
@@ -210,7 +219,6 @@ def fit_head(
         pulled.backward()
         return total + pulled.detach()
 
-    parts = [slice(start, start + PART) for start in range(0, len(centered), PART)]
     best: tuple[float, list[Tensor]] | None = None
     previous, worse, iterations = float("inf"), 0, 0
     work = vectors.size * len(head.bias)
@@ -249,14 +257,10 @@ def _row_basis(matrix: Tensor) -> Tensor:
     return directions[sizes > RANK_TOLERANCE * sizes.max()]
 
 
-def _with_descriptions(
-    head: OptionHead, vectors: np.ndarray, rows: TargetRows, weight: float
-) -> tuple[np.ndarray, TargetRows]:
+def _with_descriptions(head: OptionHead, vectors: np.ndarray, rows: Rows, weight: float) -> tuple[np.ndarray, Rows]:
     """The rows, and behind them one labelled row for every option that has a description; the vectors are a copy."""
     described = head.option_vectors.cpu().numpy()
     options = np.flatnonzero(described.any(axis=1))
     if not weight or not len(options):
         return vectors.copy(), rows
-    labels = TargetRows.from_labels(options, len(described))
-    labels = TargetRows.of(Objective.LIKELIHOOD, labels.target, np.full(len(options), weight))
-    return np.concatenate([vectors, described[options]]), TargetRows.joined([rows, labels])
+    return np.concatenate([vectors, described[options]]), rows.with_labels(options, weight)

@@ -211,7 +211,7 @@ class Compilation:
         Raises:
             RouteError: If the budget does not cover the validation passes.
         """
-        decisions = sum(len(route.fields) for route in self.routes.values())
+        decisions = sum(len(route.decision_fields) for route in self.routes.values())
         calls = metric_calls(self.settings, decisions, len(self.valset or self.trainset))
         passes = 2 * len(self.valset) if self.settings.metric else 0
         if calls is None:
@@ -280,7 +280,7 @@ class Compilation:
 
     def unsettled(self) -> Examples:
         """Training examples that have neither a right run nor a label or teacher's word for every field."""
-        fields = {field.name for route in self.routes.values() for field in route.fields}
+        fields = {field.name for route in self.routes.values() for field in route.decision_fields}
         told: dict[str, set[str]] = defaultdict(set)
         for row in self.feedback:
             right = row.source in TRIED and row.has_reward and self.reading.success(row)

@@ -134,8 +134,8 @@ class RouteFinetune(Teleprompter):
 
         Args:
             student: A route, or any module with routes in it.
-            trainset: Examples with inputs set. Those that have a route's output field are gold labels. May be left
-                out where there is feedback.
+            trainset: Examples with inputs set. Those that have a route's output field are gold labels; of an output
+                that is a list, a list, `[]` where no option fits. May be left out where there is feedback.
             teacher: A program whose decisions are learned, such as the one with the LM planner; or a list of one, as
                 `dspy.BetterTogether` hands it over.
             valset: Examples on which the result must be no worse than the student. Without a valset the

@@ -9,7 +9,7 @@ from dspy_router.feedback import Feedback, read_feedback_table
 from dspy_router.fields import DecisionField
 from dspy_router.optimizers.outcomes import RewardReading
 from dspy_router.optimizers.rollouts import KeyedExample
-from dspy_router.optimizers.runs import Routes
+from dspy_router.optimizers.runs import Routes, decided_fields
 from dspy_router.optimizers.sources import likely_texts
 
 
@@ -44,6 +44,7 @@ def logged_feedback(
     """
     set_aside: Counter[str] = Counter()
     noted: Counter[str] = Counter()
+    fields = decided_fields(routes)
     if isinstance(feedback, (str, Path)):
         table = read_feedback_table(feedback)
         feedback = table.rows
@@ -53,7 +54,7 @@ def logged_feedback(
         owners = [
             name
             for name, route in routes.items()
-            if row.route in ("", name) and any(_fits(row, field) for field in route.fields)
+            if row.route in ("", name) and any(_fits(row, field) for field in route.decision_fields)
         ]
         if len(owners) != 1:
             set_aside[_misfit(row, routes) if not owners else "rows that may be of several routes"] += 1
@@ -66,7 +67,7 @@ def logged_feedback(
         else:
             if row.encoder and row.encoder != routes[owners[0]].encoder.fingerprint.weights[: len(row.encoder)]:
                 noted["rows made with another encoder, encoded anew"] += 1
-            if len(set(row.candidates)) < len(routes[owners[0]].field(row.field).options):
+            if len(set(row.candidates)) < len(fields[owners[0], row.field].options):
                 noted["rows with fewer candidates than there are options"] += 1
             if not row.has_propensity and row.source in ("log", "rollout"):
                 noted[f"rows with propensity {_named(row.propensity)}, used where none is needed"] += 1
@@ -94,7 +95,7 @@ def _fits(row: Feedback, field: DecisionField) -> bool:
 
 
 def _misfit(row: Feedback, routes: Routes) -> str:
-    if not any(row.field == field.name for route in routes.values() for field in route.fields):
+    if not any(row.field == field.name for field in decided_fields(routes).values()):
         return "rows of a field that no route decides"
     if row.route and row.route not in routes:
         return "rows of a route that the program does not have"
