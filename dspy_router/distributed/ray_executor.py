@@ -1,0 +1,237 @@
+"""`RayExecutor`: the rollouts of `RouteFinetune` in worker processes of a Ray cluster."""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from dspy_router.distributed.cluster import PROBE_SECONDS, Cluster, in_pieces
+from dspy_router.distributed.parcels import Parcels, cache_of_here, settings_of_here
+from dspy_router.distributed.worker import RolloutWorker
+from dspy_router.errors import RouteError
+from dspy_router.optimizers.executors import ExecutorLost
+from dspy_router.optimizers.rollouts import Rollout, ScoredProgram, Task
+
+logger = logging.getLogger(__name__)
+
+OnLost = Literal["raise", "threads"]
+START_SECONDS = 300  # how long to wait for a first worker
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor, the names of the encoders it has, and how many rollouts it is running; None until it is loaded."""
+
+    actor: Any
+    encoders: set[str] = field(default_factory=set)
+    running: int | None = None
+
+
+class RayExecutor:
+    """Runs rollouts in worker processes of the Ray cluster that this process is connected to (`ray.init`).
+
+    Each worker gets the program, its heads as they are at that moment, the metric and DSPy's settings (LM, adapter,
+    cache, whatever else is set there; no callbacks) once for every round of rollouts, and loads an encoder once. A
+    rollout comes back as it is in threads, with its decisions, reward, tokens and cost, and this process alone writes
+    the log. So with the same seed the result is the same, as far as program and metric are deterministic, keep nothing
+    between runs, and do not depend on an LM cache that workers cannot share: DSPy's cache on disk is shared by the
+    processes of a machine, the one in memory is each worker's own.
+
+    Where a worker dies, the rollouts that had ended stay, and those it was running are run again by others;
+    `FinetuneReport.lost` counts them. Where the cluster goes away (`ray.shutdown`, a node or head that is killed), this
+    process leaves it, since Ray would end the process after a minute, and `on_lost` says what comes then.
+
+    Program, metric and settings are pickled, the API keys of LMs among them. They travel inside the calls and are never
+    written to disk, unless they are larger than 10 MB: then they pass through Ray's object store, which is in memory
+    and can be written to disk where that runs out. Use Ray's TLS where others can read the network.
+
+    Args:
+        workers: How many processes. Those that the cluster has no room for join in as it has.
+        threads: Rollouts at once in each, for programs that wait for LMs. 1 keeps them apart.
+        num_cpus: What each takes of the cluster's CPUs; it runs torch with as many threads.
+        retries: How often a rollout whose worker died is run again before the compile stops with an error.
+        on_lost: Where the cluster goes away, `"raise"` stops with an error, and a compile with the same `log_dir` goes
+            on from there; `"threads"` goes on in threads.
+
+    Raises:
+        RouteError: If a number is out of range.
+
+    Example:
+        >>> from dspy_router import RouteFinetune
+        >>> right = lambda example, prediction: prediction.tool == example.tool
+        >>> optimizer = RouteFinetune(right, executor=RayExecutor(workers=2, on_lost="threads"))
+    """
+
+    def __init__(
+        self, workers: int = 2, *, threads: int = 4, num_cpus: float = 1, retries: int = 2, on_lost: OnLost = "raise"
+    ) -> None:
+        for name, value, least in (("workers", workers, 1), ("threads", threads, 1), ("retries", retries, 0)):
+            if value < least:
+                raise RouteError(f"{name}={value}; give {least} or more.")
+        if on_lost not in get_args(OnLost):
+            raise RouteError(f"on_lost={on_lost!r}; give 'raise' or 'threads'.")
+        self.workers = workers
+        self.threads = threads
+        self.num_cpus = num_cpus
+        self.retries = retries
+        self.on_lost = on_lost
+        self._parcels = Parcels()
+        self._pool: list[_Worker] = []
+
+    def execute(
+        self, program: ScoredProgram, tasks: Sequence[Task], finish: Callable[[int, Rollout], bool]
+    ) -> int:
+        """Run every task once, in the workers; see `Executor`.
+
+        Raises:
+            RouteError: If this process is connected to no cluster, something cannot be pickled or loaded in a worker,
+                or a rollout's worker died once more than `retries`.
+            ExecutorLost: If the cluster went away.
+        """
+        return _Round(self, program, tasks, finish).run()
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.clear()  # Ray ends an actor that nothing refers to
+        self._parcels = Parcels()
+
+    def __repr__(self) -> str:
+        return (
+            f"RayExecutor({self.workers}, threads={self.threads}, num_cpus={self.num_cpus}, retries={self.retries}, "
+            f"on_lost={self.on_lost!r})"
+        )
+
+
+class _Round:
+    """One `execute`: the tasks that wait, and the calls that the workers have not answered yet."""
+
+    def __init__(
+        self,
+        executor: RayExecutor,
+        program: ScoredProgram,
+        tasks: Sequence[Task],
+        finish: Callable[[int, Rollout], bool],
+    ) -> None:
+        self.executor = executor
+        self.finish = finish
+        self.cluster = Cluster()
+        self.ray = self.cluster.ray
+        self.tasks = tasks
+        self.parcels = [executor._parcels.pack(example=task) for task in tasks]
+        parts = {"metric": program.metric, "program": program, "settings": settings_of_here()}
+        self.program = in_pieces(executor._parcels.pack(**parts, cache=cache_of_here()))
+        self.waiting = deque(range(len(tasks)))
+        self.calls: dict[Any, tuple[_Worker, int | None]] = {}  # the task's index; None where a program is loaded
+        self.deaths: Counter[int | None] = Counter()
+        self.lost = 0
+
+    def run(self) -> int:
+        """Run all tasks; how many runs were lost."""
+        try:
+            for worker in self.executor._pool:
+                worker.running = None
+                self.load(worker)
+            heard = probed = time.monotonic()
+            while self.waiting or self.running:
+                self.start()
+                answered, _ = self.ray.wait(list(self.calls), num_returns=1, timeout=PROBE_SECONDS)
+                for call in answered:
+                    self.take(call)
+                now = time.monotonic()
+                heard = now if answered or self.running else heard
+                if now - probed > PROBE_SECONDS:
+                    probed = now
+                    self.require_cluster()
+                if now - heard > START_SECONDS:
+                    raise self.gone(f"No Ray worker has started for {START_SECONDS} seconds.")
+        except RouteError:
+            raise
+        except Exception as error:
+            self.require_cluster(error)
+            raise
+        return self.lost
+
+    @property
+    def running(self) -> int:
+        """How many rollouts are under way."""
+        return sum(index is not None for _, index in self.calls.values())
+
+    def start(self) -> None:
+        """Start workers that are missing, and as many rollouts as there is room for."""
+        pool = self.executor._pool
+        while len(pool) < self.executor.workers:
+            pool.append(_Worker(self.actor_class.remote()))
+            self.load(pool[-1])
+        while self.waiting:
+            free = [worker for worker in pool if worker.running is not None and worker.running < self.executor.threads]
+            if not free:
+                break
+            worker = min(free, key=lambda worker: worker.running)
+            index = self.waiting.popleft()
+            worker.running += 1
+            self.calls[worker.actor.run.remote(self.parcels[index])] = (worker, index)
+
+    @property
+    def actor_class(self) -> Any:
+        """The workers' class; what Ray would do about their deaths is done here, where it is counted."""
+        settings = {"num_cpus": self.executor.num_cpus, "max_concurrency": self.executor.threads}
+        return self.ray.remote(max_restarts=0, max_task_retries=0, **settings)(RolloutWorker)
+
+    def load(self, worker: _Worker) -> None:
+        """Send the program to a worker."""
+        encoders, names = self.executor._parcels.encoders_beside(worker.encoders)
+        worker.encoders |= names
+        self.calls[worker.actor.load.remote(encoders, *self.program)] = (worker, None)
+
+    def take(self, call: Any) -> None:
+        """Take the answer to a call."""
+        worker, index = self.calls.pop(call)
+        try:
+            answer = self.ray.get(call)
+        except self.ray.exceptions.RayActorError as error:
+            self.bury(worker, index, error)
+        except self.ray.exceptions.RayTaskError as error:
+            raise RouteError(
+                f"A Ray worker could not {'load the program' if index is None else 'run a rollout'}: {error.cause!r}. "
+                "What the program needs must be there as well: its modules (ray.init(runtime_env=...) sends them), "
+                "packages and files."
+            ) from error
+        else:
+            if index is None:
+                worker.running = 0
+                return
+            worker.running -= 1
+            if not self.finish(index, answer):
+                self.waiting.clear()
+
+    def bury(self, worker: _Worker, index: int | None, error: Exception) -> None:
+        """See to a call whose worker died."""
+        self.require_cluster(error)
+        if worker in self.executor._pool:
+            self.executor._pool.remove(worker)
+            logger.warning("A Ray worker died; another takes its place: %s", error)
+        self.deaths[index] += 1
+        if index is not None:
+            self.lost += 1
+            self.waiting.appendleft(index)
+        if self.deaths[index] > self.executor.retries:
+            what = "it loaded the program" if index is None else f"it ran the example {self.tasks[index][1].key}"
+            raise RouteError(
+                f"{self.deaths[index]} times a Ray worker died while {what}; the last time: {error}\nRay's logs say "
+                "why: often a node has too little memory for so many workers, or the program ends its process."
+            ) from error
+
+    def require_cluster(self, error: Exception | None = None) -> None:
+        """Raise unless the cluster is still there."""
+        if not self.cluster.answers():
+            raise self.gone("The Ray cluster is gone.") from error
+
+    def gone(self, message: str) -> ExecutorLost:
+        """The error to raise where nothing more is to be had from the cluster."""
+        lost = self.lost + self.running
+        self.calls.clear()
+        self.executor.close()
+        self.cluster.leave()
+        return ExecutorLost(message, fall_back=self.executor.on_lost == "threads", lost=lost)
