@@ -102,9 +102,17 @@ class Opener:
 
     def open(self, parcel: bytes) -> dict[str, Any]:
         """The parts of a parcel, by name."""
-        opener = pickle.Unpickler(io.BytesIO(parcel))
-        opener.persistent_load = self._encoders.__getitem__
-        return opener.load()
+        parts: dict[str, Any] = _Unpickler(io.BytesIO(parcel), self._encoders).load()
+        return parts
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, encoders: dict[str, Encoder]) -> None:
+        super().__init__(file)
+        self._encoders = encoders
+
+    def persistent_load(self, name: str) -> Encoder:
+        return self._encoders[name]
 
 
 def settings_of_here() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dspy_router.distributed.cluster import PROBE_SECONDS, Cluster, in_pieces
 from dspy_router.distributed.parcels import Parcels, cache_of_here, settings_of_here
 from dspy_router.distributed.worker import RolloutWorker
 from dspy_router.errors import RouteError
-from dspy_router.optimizers.executors import ExecutorLost
+from dspy_router.optimizers.executors import LostExecutorError
 from dspy_router.optimizers.rollouts import Rollout, ScoredProgram, Task
 
 logger = logging.getLogger(__name__)
@@ -22,11 +22,24 @@ START_SECONDS = 300  # how long to wait for a first worker
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor, the names of the encoders it has, and how many rollouts it is running; None until it is loaded."""
+    """A worker process.
+
+    Attributes:
+        actor: Ray's handle of it.
+        encoders: The names of those it has.
+        program: The pieces of the one it was sent last.
+        loading: The call that sent them, until that is answered. A worker may start long after that, and runs calls
+            side by side, so it gets no other program meanwhile.
+        ready: Whether it has the program of this round.
+        running: How many rollouts it is running.
+    """
 
     actor: Any
     encoders: set[str] = field(default_factory=set)
-    running: int | None = None
+    program: list[bytes] | None = None
+    loading: Any = None
+    ready: bool = False
+    running: int = 0
 
 
 class RayExecutor:
@@ -80,15 +93,13 @@ class RayExecutor:
         self._parcels = Parcels()
         self._pool: list[_Worker] = []
 
-    def execute(
-        self, program: ScoredProgram, tasks: Sequence[Task], finish: Callable[[int, Rollout], bool]
-    ) -> int:
+    def execute(self, program: ScoredProgram, tasks: Sequence[Task], finish: Callable[[int, Rollout], bool]) -> int:
         """Run every task once, in the workers; see `Executor`.
 
         Raises:
             RouteError: If this process is connected to no cluster, something cannot be pickled or loaded in a worker,
                 or a rollout's worker died once more than `retries`.
-            ExecutorLost: If the cluster went away.
+            LostExecutorError: If the cluster went away.
         """
         return _Round(self, program, tasks, finish).run()
 
@@ -126,15 +137,15 @@ class _Round:
         self.calls: dict[Any, tuple[_Worker, int | None]] = {}  # the task's index; None where a program is loaded
         self.deaths: Counter[int | None] = Counter()
         self.lost = 0
+        self.stopped = False
 
     def run(self) -> int:
         """Run all tasks; how many runs were lost."""
         try:
             for worker in self.executor._pool:
-                worker.running = None
                 self.load(worker)
             heard = probed = time.monotonic()
-            while self.waiting or self.running:
+            while self.running or (self.waiting and not self.stopped):
                 self.start()
                 answered, _ = self.ray.wait(list(self.calls), num_returns=1, timeout=PROBE_SECONDS)
                 for call in answered:
@@ -148,7 +159,7 @@ class _Round:
                     raise self.gone(f"No Ray worker has started for {START_SECONDS} seconds.")
         except RouteError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter is what Ray raises in a call that a shutdown cuts short
             self.require_cluster(error)
             raise
         return self.lost
@@ -164,8 +175,8 @@ class _Round:
         while len(pool) < self.executor.workers:
             pool.append(_Worker(self.actor_class.remote()))
             self.load(pool[-1])
-        while self.waiting:
-            free = [worker for worker in pool if worker.running is not None and worker.running < self.executor.threads]
+        while self.waiting and not self.stopped:
+            free = [worker for worker in pool if worker.ready and worker.running < self.executor.threads]
             if not free:
                 break
             worker = min(free, key=lambda worker: worker.running)
@@ -180,10 +191,13 @@ class _Round:
         return self.ray.remote(max_restarts=0, max_task_retries=0, **settings)(RolloutWorker)
 
     def load(self, worker: _Worker) -> None:
-        """Send the program to a worker."""
-        encoders, names = self.executor._parcels.encoders_beside(worker.encoders)
-        worker.encoders |= names
-        self.calls[worker.actor.load.remote(encoders, *self.program)] = (worker, None)
+        """Send the program to a worker, or wait until it has taken in the one before."""
+        worker.ready, worker.running = False, 0
+        if worker.loading is None:
+            encoders, names = self.executor._parcels.encoders_beside(worker.encoders)
+            worker.encoders |= names
+            worker.program, worker.loading = self.program, worker.actor.load.remote(encoders, *self.program)
+        self.calls[worker.loading] = (worker, None)
 
     def take(self, call: Any) -> None:
         """Take the answer to a call."""
@@ -200,11 +214,18 @@ class _Round:
             ) from error
         else:
             if index is None:
-                worker.running = 0
-                return
-            worker.running -= 1
-            if not self.finish(index, answer):
-                self.waiting.clear()
+                self.loaded(worker)
+            else:
+                worker.running -= 1
+                self.stopped |= not self.finish(index, answer)
+
+    def loaded(self, worker: _Worker) -> None:
+        """A worker has taken in a program: this one, or that of a round before."""
+        self.deaths[None] = 0
+        worker.loading = None
+        worker.ready = worker.program is self.program
+        if not worker.ready:
+            self.load(worker)
 
     def bury(self, worker: _Worker, index: int | None, error: Exception) -> None:
         """See to a call whose worker died."""
@@ -223,15 +244,15 @@ class _Round:
                 "why: often a node has too little memory for so many workers, or the program ends its process."
             ) from error
 
-    def require_cluster(self, error: Exception | None = None) -> None:
+    def require_cluster(self, error: BaseException | None = None) -> None:
         """Raise unless the cluster is still there."""
         if not self.cluster.answers():
             raise self.gone("The Ray cluster is gone.") from error
 
-    def gone(self, message: str) -> ExecutorLost:
+    def gone(self, message: str) -> LostExecutorError:
         """The error to raise where nothing more is to be had from the cluster."""
         lost = self.lost + self.running
         self.calls.clear()
         self.executor.close()
         self.cluster.leave()
-        return ExecutorLost(message, fall_back=self.executor.on_lost == "threads", lost=lost)
+        return LostExecutorError(message, fall_back=self.executor.on_lost == "threads", lost=lost)

@@ -31,14 +31,14 @@ class Executor(Protocol):
             How many runs were lost before they ended, and were run again.
 
         Raises:
-            ExecutorLost: If the place where rollouts run is gone.
+            LostExecutorError: If the place where rollouts run is gone.
         """
 
     def close(self) -> None:
         """Give back what was held for the compile, which is over."""
 
 
-class ExecutorLost(RouteError):
+class LostExecutorError(RouteError):
     """The place where rollouts run is gone.
 
     Attributes:

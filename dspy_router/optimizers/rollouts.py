@@ -18,7 +18,7 @@ from dspy_router.costs import usage_cost
 from dspy_router.decision_client import named_routes
 from dspy_router.decisions import choosing, recording
 from dspy_router.errors import RouteError
-from dspy_router.optimizers.executors import Executor, ExecutorLost, ThreadExecutor
+from dspy_router.optimizers.executors import Executor, LostExecutorError, ThreadExecutor
 from dspy_router.optimizers.override import RunOverride, Site, SiteDecision, route_names
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.route import DifferentiableRoute
@@ -248,7 +248,7 @@ class RolloutRunner:
             self.lost += self._executor.execute(
                 self._scored, [tasks[index] for index in left], lambda place, rollout: finish(left[place], rollout)
             )
-        except ExecutorLost as error:
+        except LostExecutorError as error:
             if not error.fall_back:
                 raise RouteError(f"{error}{self._kept}") from error
             logger.warning("%s What is left runs in threads.", error)
