@@ -84,10 +84,10 @@ class _Pickler(cloudpickle.Pickler):
         return name
 
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, dspy.BaseLM):  # leaves out the record of all its calls
-            make, arguments, state, *rest = value.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
-            return make, arguments, {**state, "history": []}, *rest
-        return super().reducer_override(value)
+        if not isinstance(value, dspy.BaseLM):
+            return super().reducer_override(value)
+        make, arguments, state, *rest = value.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        return make, arguments, {**state, "history": []}, *rest  # without the record of all its calls
 
 
 class Opener:

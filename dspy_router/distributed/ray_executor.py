@@ -43,14 +43,15 @@ class _Worker:
 
 
 class RayExecutor:
-    """Runs rollouts in worker processes of the Ray cluster that this process is connected to (`ray.init`).
+    """Runs rollouts in worker processes of the Ray cluster that this process is a driver of (`ray.init`).
 
     Each worker gets the program, its heads as they are at that moment, the metric and DSPy's settings (LM, adapter,
     cache, whatever else is set there; no callbacks) once for every round of rollouts, and loads an encoder once. A
     rollout comes back as it is in threads, with its decisions, reward, tokens and cost, and this process alone writes
     the log. So with the same seed the result is the same, as far as program and metric are deterministic, keep nothing
     between runs, and do not depend on an LM cache that workers cannot share: DSPy's cache on disk is shared by the
-    processes of a machine, the one in memory is each worker's own.
+    processes of a machine, the one in memory is each worker's own. Callbacks, traces and a `record_decisions` around
+    the compile do not hear of what happens there.
 
     Where a worker dies, the rollouts that had ended stay, and those it was running are run again by others;
     `FinetuneReport.lost` counts them. Where the cluster goes away (`ray.shutdown`, a node or head that is killed), this
@@ -92,6 +93,7 @@ class RayExecutor:
         self.on_lost = on_lost
         self._parcels = Parcels()
         self._pool: list[_Worker] = []
+        self._cluster: Cluster | None = None
 
     def execute(self, program: ScoredProgram, tasks: Sequence[Task], finish: Callable[[int, Rollout], bool]) -> int:
         """Run every task once, in the workers; see `Executor`.
@@ -101,12 +103,14 @@ class RayExecutor:
                 or a rollout's worker died once more than `retries`.
             LostExecutorError: If the cluster went away.
         """
-        return _Round(self, program, tasks, finish).run()
+        if self._cluster is None:  # asked once: what is gone does not answer
+            self._cluster = Cluster()
+        return _Round(self, self._cluster, program, tasks, finish).run()
 
     def close(self) -> None:
         """End the workers."""
         self._pool.clear()  # Ray ends an actor that nothing refers to
-        self._parcels = Parcels()
+        self._parcels, self._cluster = Parcels(), None
 
     def __repr__(self) -> str:
         return (
@@ -121,14 +125,15 @@ class _Round:
     def __init__(
         self,
         executor: RayExecutor,
+        cluster: Cluster,
         program: ScoredProgram,
         tasks: Sequence[Task],
         finish: Callable[[int, Rollout], bool],
     ) -> None:
         self.executor = executor
         self.finish = finish
-        self.cluster = Cluster()
-        self.ray = self.cluster.ray
+        self.cluster = cluster
+        self.ray = cluster.ray
         self.tasks = tasks
         self.parcels = [executor._parcels.pack(example=task) for task in tasks]
         parts = {"metric": program.metric, "program": program, "settings": settings_of_here()}
@@ -141,6 +146,7 @@ class _Round:
 
     def run(self) -> int:
         """Run all tasks; how many runs were lost."""
+        self.require_cluster()
         try:
             for worker in self.executor._pool:
                 self.load(worker)

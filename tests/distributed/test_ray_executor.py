@@ -36,6 +36,17 @@ def runner(program: dspy.Module, metric: Any = right_fruit, **settings: Any) -> 
     return RolloutRunner(program, find_routes(program), metric, **defaults)
 
 
+class Elsewhere:
+    """Can be pickled here and not opened there."""
+
+    def __reduce__(self) -> Any:
+        return missing, ()
+
+
+def missing() -> None:
+    raise LookupError("no such package")
+
+
 def once(condition: Callable[[], bool], then: Callable[[], object]) -> threading.Thread:
     """A thread that does something as soon as a condition holds."""
 
@@ -116,6 +127,23 @@ def test_what_cannot_be_pickled_is_named(cluster: Any, workers: RayExecutor, cul
         pytest.raises(RouteError, match=rf"The {culprit} cannot be sent to a worker process: .*lock"),
     ):
         runner(program, metric, executor=workers).run([Job(0)], keyed([example]), phase="train")
+
+
+def test_too_many_errors_stop_the_rollouts(cluster: Any, workers: RayExecutor) -> None:
+    def metric(example: dspy.Example, prediction: dspy.Prediction) -> bool:
+        raise LookupError("no such shelf")
+
+    own = runner(Shop(), metric, max_errors=3, executor=workers)
+    with pytest.raises(RouteError, match=r"Stopped after \d+ rollouts .*: LookupError: no such shelf"):
+        own.run([Job(index) for index in range(40)], keyed(fruit_requests(40)), phase="train")
+    assert 3 <= len(own.finished) <= 3 + 2 * workers.threads
+
+
+def test_a_program_that_a_worker_cannot_open_is_said_to_be_so(cluster: Any, workers: RayExecutor) -> None:
+    program = Shop()
+    program.elsewhere = Elsewhere()
+    with pytest.raises(RouteError, match=r"A Ray worker could not load the program: LookupError\('no such package'\)"):
+        runner(program, executor=workers).run([Job(0)], keyed(fruit_requests(1)), phase="train")
 
 
 def test_a_compile_whose_worker_is_killed_pays_for_every_rollout_once(
