@@ -26,7 +26,7 @@ from dspy_router.optimizers.runs import find_routes
 
 ROUNDS = 7
 ROLLOUTS = 96  # a round
-ROWS, ROW_ROUNDS = 3000, 3
+ROWS, ROW_ROUNDS = 1500, 3
 THREADS = 4  # in this process, and in each worker
 LM_SECONDS = 0.05  # how long the program waits that stands for one with an LM
 HEADERS = ("what", "where", "a second", "ms each", "ratio to threads (quartiles)")

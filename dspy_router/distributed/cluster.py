@@ -5,7 +5,8 @@ from typing import Any
 
 from dspy_router.errors import RouteError
 
-PROBE_SECONDS = 5.0  # how often, and for how long, the cluster is asked for a sign of life
+PROBE_SECONDS = 5.0  # how often the cluster is asked for a sign of life
+ANSWER_SECONDS = 20.0  # how long it may take for one; for two of them, less than Ray's minute
 # Ray passes smaller arguments along with the call, at most 10 MB a call, and puts larger ones into its object store.
 PIECE_BYTES = 65_536
 
@@ -62,7 +63,7 @@ def in_pieces(parcel: bytes) -> list[bytes]:
 
 def _listens(address: tuple[str, int]) -> bool:
     try:
-        with socket.create_connection(address, timeout=PROBE_SECONDS):
+        with socket.create_connection(address, timeout=ANSWER_SECONDS):
             return True
     except OSError:
         return False

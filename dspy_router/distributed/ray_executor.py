@@ -207,18 +207,24 @@ class _Round:
 
     def take(self, call: Any) -> None:
         """Take the answer to a call."""
-        worker, index = self.calls.pop(call)
+        worker, index = self.calls[call]
         try:
             answer = self.ray.get(call)
         except self.ray.exceptions.RayActorError as error:
+            self.require_cluster(error)
+            del self.calls[call]
             self.bury(worker, index, error)
         except self.ray.exceptions.RayTaskError as error:
-            raise RouteError(
-                f"A Ray worker could not {'load the program' if index is None else 'run a rollout'}: {error.cause!r}. "
-                "What the program needs must be there as well: its modules (ray.init(runtime_env=...) sends them), "
-                "packages and files."
-            ) from error
+            if worker.program is self.program:
+                raise RouteError(
+                    f"A Ray worker could not {'load the program' if index is None else 'run a rollout'}: "
+                    f"{error.cause!r}. What the program needs must be there as well: its modules "
+                    "(ray.init(runtime_env=...) sends them), packages and files."
+                ) from error
+            del self.calls[call]
+            self.loaded(worker)
         else:
+            del self.calls[call]
             if index is None:
                 self.loaded(worker)
             else:
@@ -226,7 +232,7 @@ class _Round:
                 self.stopped |= not self.finish(index, answer)
 
     def loaded(self, worker: _Worker) -> None:
-        """A worker has taken in a program: this one, or that of a round before."""
+        """A worker is done with a program: this one, or that of a round before, which it may have failed to load."""
         self.deaths[None] = 0
         worker.loading = None
         worker.ready = worker.program is self.program
@@ -235,7 +241,6 @@ class _Round:
 
     def bury(self, worker: _Worker, index: int | None, error: Exception) -> None:
         """See to a call whose worker died."""
-        self.require_cluster(error)
         if worker in self.executor._pool:
             self.executor._pool.remove(worker)
             logger.warning("A Ray worker died; another takes its place: %s", error)

@@ -22,7 +22,7 @@ class Executor(Protocol):
         """Run every task once.
 
         Args:
-            program: Runs a task and scores it; a program and heads as they are now.
+            program: Runs a task and scores it, with the heads as they are now.
             tasks: What to run.
             finish: To be called in this process with a task's index and its rollout as soon as that has ended. Where
                 it returns False, no further task is to be started.

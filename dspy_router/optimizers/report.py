@@ -32,7 +32,7 @@ class FinetuneReport:
         reason: Why, in a sentence.
         rollouts: Program runs scored by the metric, validation included.
         errors: Those that raised.
-        lost: Runs beside these whose worker process died before they ended, each run again. What they had spent by
+        lost: Runs beside these that were with a worker process when it died, each run again. What they had spent by
             then nobody knows, so it is in neither `tokens` nor `cost`.
         tokens: Tokens their LM calls took.
         cost: Their price in dollars; None if a model has no known price, so that only tokens are counted.

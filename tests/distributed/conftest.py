@@ -17,8 +17,8 @@ ENVIRONMENT = {
 CPUS = 3  # by Ray's count: two workers, and one for the reading and writing of datasets
 
 
-@pytest.fixture(scope="session")
-def _leave_at_the_end() -> Iterator[None]:
+@pytest.fixture(scope="package")
+def _leave_in_the_end() -> Iterator[None]:
     yield
     import ray
 
@@ -26,7 +26,7 @@ def _leave_at_the_end() -> Iterator[None]:
 
 
 @pytest.fixture
-def cluster(_leave_at_the_end: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+def cluster(_leave_in_the_end: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name, value in ENVIRONMENT.items():
         monkeypatch.setitem(os.environ, name, value)
     import ray

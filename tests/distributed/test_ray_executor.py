@@ -151,7 +151,7 @@ def test_a_compile_whose_worker_is_killed_pays_for_every_rollout_once(
 ) -> None:
     def compiled(folder: Path, executor: RayExecutor | None) -> RouteFinetune:
         optimizer = RouteFinetune(right_fruit, max_metric_calls=60, log_dir=folder / "log", executor=executor)
-        program = optimizer.compile(TellingShop(folder, seconds=0.05), trainset=fruit_requests(40))
+        program = optimizer.compile(TellingShop(folder, seconds=0.2), trainset=fruit_requests(40))
         heads.append(program.clerk.head["fruit"].weight.tolist())
         return optimizer
 
@@ -167,7 +167,7 @@ def test_a_compile_whose_worker_is_killed_pays_for_every_rollout_once(
     assert heads[0] == heads[1]
     assert report.rollouts == in_threads.report.rollouts
     assert 1 <= report.lost <= workers.threads
-    assert len(told(runs)) == report.rollouts + report.lost  # none that had ended was run again
+    assert report.rollouts <= len(told(runs)) <= report.rollouts + report.lost  # none that had ended was run again
     assert "lost with their worker and run again" in str(report)
     logs = [sorted((folder / "log" / "rollouts.jsonl").read_text().splitlines()) for folder in folders]
     assert logs[0] == logs[1]
@@ -204,7 +204,7 @@ def test_a_cluster_that_is_killed_gives_way_to_threads(cluster: Any, tmp_path: P
     killer.join()
     assert rollouts == runner(Shop()).run(jobs, examples, phase="train")
     runs = told(tmp_path / "runs")
-    assert len(runs) == 20 + own.lost
+    assert 20 <= len(runs) <= 20 + own.lost
     assert os.getpid() in runs
     assert not cluster.is_initialized()
 
