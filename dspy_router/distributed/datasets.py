@@ -80,7 +80,8 @@ def route_dataset(
     dataset = _read(data)
     inputs = _input_columns(route, dataset.columns() or [])
     # A pool that took all CPUs would wait for ever for what it is to read.
-    room = max(1, int((ray.cluster_resources().get("CPU", 0) - 1) / max(num_cpus, 1e-9)))
+    cpus = ray.cluster_resources().get("CPU", 0) - 1
+    room = max(1, int(cpus / num_cpus)) if num_cpus else workers
     routed: Dataset = dataset.map_batches(
         RoutingWorker,
         fn_constructor_args=worker_arguments(route, inputs, top),

@@ -146,6 +146,14 @@ def test_a_program_that_a_worker_cannot_open_is_said_to_be_so(cluster: Any, work
         runner(program, executor=workers).run([Job(0)], keyed(fruit_requests(1)), phase="train")
 
 
+def test_a_program_that_ends_its_process_stops_the_rollouts(
+    cluster: Any, workers: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "retries", 0)
+    with pytest.raises(RouteError, match="1 times a Ray worker died while it ran the example"):
+        runner(Ending(), executor=workers).run([Job(0)], keyed(fruit_requests(1)), phase="train")
+
+
 def test_a_compile_whose_worker_is_killed_pays_for_every_rollout_once(
     cluster: Any, workers: RayExecutor, tmp_path: Path
 ) -> None:
@@ -171,12 +179,6 @@ def test_a_compile_whose_worker_is_killed_pays_for_every_rollout_once(
     assert "lost with their worker and run again" in str(report)
     logs = [sorted((folder / "log" / "rollouts.jsonl").read_text().splitlines()) for folder in folders]
     assert logs[0] == logs[1]
-
-
-def test_a_program_that_ends_its_process_stops_the_compile(cluster: Any) -> None:
-    own = runner(Ending(), executor=RayExecutor(1, retries=0))
-    with pytest.raises(RouteError, match="1 times a Ray worker died while it ran the example"):
-        own.run([Job(0)], keyed(fruit_requests(1)), phase="train")
 
 
 def test_a_cluster_that_is_shut_down_leaves_what_was_paid(cluster: Any, tmp_path: Path) -> None:
