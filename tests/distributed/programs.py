@@ -1,7 +1,9 @@
-"""Programs that say in which process they ran, for tests that end such a process."""
+"""Programs that say in which process they ran, for tests that end such a process at a chosen moment."""
 
 import os
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dspy
@@ -68,3 +70,17 @@ def tell(file: Path) -> None:
 def told(file: Path) -> list[int]:
     """The numbers that `tell` wrote."""
     return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def once(condition: Callable[[], bool], then: Callable[[], object]) -> threading.Thread:
+    """A thread that does something as soon as a condition holds."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        then()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread

@@ -18,8 +18,7 @@ from dspy_router import DifferentiableRoute, RouteError
 from dspy_router.changing_tools import likeliest
 from dspy_router.distributed import route_dataset
 from dspy_router.distributed.datasets import COLUMNS, RoutingWorker, worker_arguments
-from tests.distributed.programs import Telling, told
-from tests.distributed.test_ray_executor import once
+from tests.distributed.programs import Telling, once, told
 from tests.programs import FRUIT, fruit_requests, fruit_route, order_route
 
 

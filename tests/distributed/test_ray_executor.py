@@ -1,8 +1,7 @@
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from dspy_router.optimizers.override import Site
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.optimizers.rollouts import Job, Rollout, RolloutRunner, keyed
 from dspy_router.optimizers.runs import find_routes
-from tests.distributed.programs import Ending, Greeting, TellingShop, told
+from tests.distributed.programs import Ending, Greeting, TellingShop, once, told
 from tests.programs import FRUIT, Shop, fruit_requests, right_fruit
 
 SITE = Site("self.clerk", "fruit", 0)
@@ -45,20 +44,6 @@ class Elsewhere:
 
 def missing() -> None:
     raise LookupError("no such package")
-
-
-def once(condition: Callable[[], bool], then: Callable[[], object]) -> threading.Thread:
-    """A thread that does something as soon as a condition holds."""
-
-    def watch() -> None:
-        deadline = time.monotonic() + 120
-        while not condition() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        then()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
 
 
 def kill(process: int) -> None:
@@ -106,10 +91,10 @@ def test_new_heads_are_sent_and_an_encoder_is_loaded_once_a_worker(
         program.clerk.head["fruit"].bias.data[fruit] = 100
         chosen.append({run.decisions[0].chosen for run in own.run(jobs, examples, phase=str(fruit))})
     assert chosen == [{"apple"}, {"banana"}, {"cherry"}]
-    processes = set(told(tmp_path / "runs"))
-    assert len(processes) == 2
+    processes, loaded = set(told(tmp_path / "runs")), told(tmp_path / "encoders")
     assert os.getpid() not in processes
-    assert sorted(told(tmp_path / "encoders")) == sorted(processes)
+    assert processes <= set(loaded)  # one may have started too late to run anything
+    assert len(loaded) == len(set(loaded)) <= 2
 
 
 @pytest.mark.parametrize("culprit", ["metric", "program", "settings", "example"])
@@ -198,15 +183,17 @@ def test_a_cluster_that_is_shut_down_leaves_what_was_paid(cluster: Any, tmp_path
 
 
 def test_a_cluster_that_is_killed_gives_way_to_threads(cluster: Any, tmp_path: Path) -> None:
-    program, examples, jobs = TellingShop(tmp_path, 0.1), keyed(fruit_requests(20)), [Job(index) for index in range(20)]
-    own = runner(program, executor=RayExecutor(1, threads=2, on_lost="threads"))
-    [raylet] = [child for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
-    killer = once(lambda: len(told(tmp_path / "runs")) > 5, raylet.kill)
+    # Longer than the workers of a killed node live, and than it takes to ask for a sign of life.
+    program, examples, jobs = TellingShop(tmp_path, 0.5), keyed(fruit_requests(40)), [Job(index) for index in range(40)]
+    own = runner(program, num_threads=16, executor=RayExecutor(1, threads=2, on_lost="threads"))
+    # That of a cluster before may still be on its way out.
+    raylet = max((one for one in psutil.Process().children() if one.name() == "raylet"), key=psutil.Process.create_time)
+    killer = once(lambda: len(told(tmp_path / "runs")) > 3, raylet.kill)
     rollouts = own.run(jobs, examples, phase="train")
     killer.join()
     assert rollouts == runner(Shop()).run(jobs, examples, phase="train")
     runs = told(tmp_path / "runs")
-    assert 20 <= len(runs) <= 20 + own.lost
+    assert 40 <= len(runs) <= 40 + own.lost
     assert os.getpid() in runs
     assert not cluster.is_initialized()
 
