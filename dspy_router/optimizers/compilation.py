@@ -90,6 +90,7 @@ class Compilation:
             max_errors=settings.max_errors,
             log=RolloutLog(settings.log_dir) if settings.log_dir else None,
             seed=settings.seed,
+            executor=settings.executor,
         )
 
     def run(self) -> dspy.Module:
@@ -308,6 +309,7 @@ class Compilation:
         return {
             "rollouts": len(finished),
             "errors": sum(rollout.error is not None for rollout in finished),
+            "lost": self.runner.lost,
             "tokens": sum(rollout.tokens for rollout in finished),
             "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
         }

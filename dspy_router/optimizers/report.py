@@ -33,6 +33,8 @@ class FinetuneReport:
         reason: Why, in a sentence.
         rollouts: Program runs scored by the metric, validation included.
         errors: Those that raised.
+        lost: Runs beside these that were with a worker process when it died, each run again. What they had spent by
+            then nobody knows, so it is in neither `tokens` nor `cost`.
         tokens: Tokens their LM calls took.
         cost: Their price in dollars; None if a model has no known price, so that only tokens are counted.
         noise: Share of 0/1 rewards found, or said, to be wrong.
@@ -56,6 +58,7 @@ class FinetuneReport:
     reason: str
     rollouts: int
     errors: int
+    lost: int
     tokens: int
     cost: float | None
     noise: float
@@ -75,11 +78,12 @@ class FinetuneReport:
             return "" if value is None else f"{value:.3f}"
 
         cost = f"{self.tokens:,} tokens, " + ("price unknown" if self.cost is None else f"${self.cost:.4f}")
+        lost = f", {self.lost} lost with their worker and run again" if self.lost else ""
         lines = [
             ["learned from", ", ".join(f"{count:,} {source} rows" for source, count in self.rows.items()), ""],
             ["training decisions, before and after", share(self.train_before), share(self.train_after)],
             ["kept", self.kept, self.reason],
-            ["rollouts", f"{self.rollouts:,} ({self.errors} raised)", cost],
+            ["rollouts", f"{self.rollouts:,} ({self.errors} raised{lost})", cost],
             ["time", f"{self.seconds:.1f} s", f"seed {self.seed}"],
         ]
         if self.validation_before is not None:
