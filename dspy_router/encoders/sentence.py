@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy_router.encoders.base import Encoder, Fingerprint, shortened
+from dspy_router.encoders.cache import VectorCache
 from dspy_router.errors import RouteError
 from dspy_router.threads import at_most_threads
 
@@ -46,6 +47,7 @@ class SentenceEncoder(Encoder):
         device: A torch device such as `"cuda"`; the CPU by default.
         batch_size: Texts the model takes at once.
         cache_size: How many texts' vectors are kept in memory.
+        vector_cache: A file of vectors that other runs and processes share; see `Encoder`.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class SentenceEncoder(Encoder):
         device: str = "cpu",
         batch_size: int = 32,
         cache_size: int = 20_000,
+        vector_cache: VectorCache | str | Path | None = None,
     ) -> None:
-        super().__init__(cache_size=cache_size)
+        super().__init__(cache_size=cache_size, vector_cache=vector_cache)
         self.model = model
         self.revision = revision
         self.device = device
@@ -156,7 +159,7 @@ class SentenceEncoder(Encoder):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("model", "revision", "device", "batch_size", "cache_size")
+        kept = ("model", "revision", "device", "batch_size", "cache_size", "vector_cache")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
