@@ -10,7 +10,9 @@ from dspy_router.lazy import lazy_names
 if TYPE_CHECKING:
     from dspy_router.decision_client import DecisionClient
     from dspy_router.decisions import Decision, record_decisions
+    from dspy_router.encoders.onnx import OnnxEncoder
     from dspy_router.encoders.sentence import SentenceEncoder
+    from dspy_router.encoders.static import StaticEncoder
     from dspy_router.encoders.token import TokenEncoder
     from dspy_router.errors import RouteError
     from dspy_router.feedback import Feedback
@@ -26,10 +28,12 @@ _HOMES = {
     "DecisionClient": "decision_client",
     "DifferentiableRoute": "route",
     "Feedback": "feedback",
+    "OnnxEncoder": "encoders.onnx",
     "RouteError": "errors",
     "RouteFinetune": "optimizers.finetune",
     "RoutedPredict": "split",
     "SentenceEncoder": "encoders.sentence",
+    "StaticEncoder": "encoders.static",
     "TokenEncoder": "encoders.token",
     "record_decisions": "decisions",
     "replace_predictor": "replace",
@@ -40,10 +44,12 @@ __all__ = [
     "DecisionClient",
     "DifferentiableRoute",
     "Feedback",
+    "OnnxEncoder",
     "RouteError",
     "RouteFinetune",
     "RoutedPredict",
     "SentenceEncoder",
+    "StaticEncoder",
     "TokenEncoder",
     "record_decisions",
     "replace_predictor",

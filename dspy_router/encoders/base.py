@@ -225,6 +225,14 @@ def shortened(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def warn_of_truncation(text: str, window: int, model: str) -> None:
+    """Log that a model cuts a text; encoders say it once."""
+    logger.warning(
+        "The text %r (%d characters) is longer than the %d word pieces %s reads; it is cut there, as every such text "
+        "will be.", shortened(text), len(text), window, model,
+    )  # fmt: skip
+
+
 _encoders: "weakref.WeakSet[Encoder]" = weakref.WeakSet()
 
 

@@ -11,7 +11,6 @@ only ever a help: whatever goes wrong with it is logged once, and encoding goes 
 import hashlib
 import json
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -215,7 +214,9 @@ class VectorCache:
         if start[: len(MAGIC)] != MAGIC[: len(start)] or (
             whole and int.from_bytes(start[APPLICATION_AT], "big") != APPLICATION
         ):
-            raise RouteError(f"{str(self.path)!r} is no cache of vectors. Give the path of one, or of a file to be made.")
+            raise RouteError(
+                f"{str(self.path)!r} is no cache of vectors. Give the path of one, or of a file to be made."
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(VectorCache, self.path, max_bytes=self.max_bytes), ()
@@ -229,9 +230,7 @@ def _make_table(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     with connection:
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS vectors (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, vector BLOB NOT NULL)"
-        )
+        connection.execute("CREATE TABLE IF NOT EXISTS vectors (id INTEGER PRIMARY KEY, key BLOB UNIQUE, vector BLOB)")
         connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
