@@ -1,6 +1,6 @@
 """How far the encoders agree, and what each costs in accuracy.
 
-    python benchmarks/encoders.py
+    python benchmarks/encoders.py [--tasks clinc150 banking77 snips]
 
 Heads are trained on all labels of a task with each encoder's vectors, and judged on the task's test rows. A head
 trained on `SentenceEncoder`'s vectors is also routed by the other forms of the same model, and the other way round: the
@@ -8,6 +8,8 @@ share of test texts on which the decision is the same. The static encoder is dis
 
 The vectors are kept in a `vector_cache`, so that a second run encodes nothing.
 """
+
+import argparse
 
 import numpy as np
 from common import VECTORS, Row, examples, half_width, print_table, read, static_folder
@@ -24,6 +26,9 @@ HEADERS = ("task", "encoder", "right in %", "as SentenceEncoder with its own hea
 
 def main() -> None:
     """Train, compare and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    tasks = parser.parse_args().tasks
     kept = {"vector_cache": VECTORS, "cache_size": 100_000}
     encoders: dict[str, Encoder] = {
         REFERENCE: SentenceEncoder(**kept),
@@ -32,8 +37,8 @@ def main() -> None:
         "StaticEncoder": StaticEncoder(static_folder(), cache_size=100_000),
     }
     lines = []
-    with tqdm(total=len(TASKS) * len(encoders), desc="encoders", unit="fit") as bar:
-        for task in TASKS:
+    with tqdm(total=len(tasks) * len(encoders), desc="encoders", unit="fit") as bar:
+        for task in tasks:
             train, test = read(task, "train"), read(task, "test")
             routes = {}
             for name, encoder in encoders.items():

@@ -22,16 +22,18 @@ from typing import Any
 import dspy
 import numpy as np
 import torch
-from common import examples, print_table, quartiles, read, semantic_router, static_folder
+from common import VECTORS, Row, examples, print_table, quartiles, read, semantic_router, static_folder
 from latency import milliseconds, parts, ratio, timed
 from tqdm.auto import tqdm
 
 import dspy_router
-from dspy_router import DifferentiableRoute, RouteFinetune
+from dspy_router import DifferentiableRoute, RouteFinetune, SentenceEncoder
+from dspy_router.encoders.base import Encoder
 
 DECISIONS = 60  # texts for the time of one decision
 MANY, ROUNDS = 1000, 1  # texts of a batch, and batches
 CALLERS, CALLS = 32, 320  # at once, and of a round
+PARTS = ("one", "batches", "callers", "memory", "imports")
 PROCESSES = 1  # of each kind, for memory and imports
 ONNX, INT8, TORCH, STATIC = "OnnxEncoder", "OnnxEncoder, int8", "SentenceEncoder", "StaticEncoder"
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {  # class and settings
@@ -68,30 +70,64 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pictures", type=Path, help="folder for the figures, as PNG files")
-    pictures = parser.parse_args().pictures
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure; all by default")
+    given = parser.parse_args()
     shots = read("clinc150", "fewshot_train_10")
-    tools = sorted({row.label for row in shots})
-    routes = {}
-    for name, (kind, settings) in ENCODERS.items():
-        encoder = getattr(dspy_router, kind)(**settings)
-        route = DifferentiableRoute("text -> intent", tools=tools, encoder=encoder)
-        routes[name] = RouteFinetune().compile(route, trainset=examples(shots))
-    router = semantic_router(routes[TORCH].encoder, shots)
-    on_onnx = semantic_router(routes[ONNX].encoder, shots)
+    routes = trained(shots)
     requests = shuffled({row.text for row in read("snips", "test")})[:DECISIONS]
     many = shuffled({row.text for row in read("clinc150", "train")} - {row.text for row in shots})
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    single = one_decision(routes, router, on_onnx, requests)
-    torch.set_num_threads(threads)
-    batched = batches(routes, many[: ROUNDS * MANY])
-    concurrent = callers({name: routes[name] for name in (ONNX, INT8, TORCH)}, many[ROUNDS * MANY :])
-    lines = single_lines(single) + batch_lines(batched) + caller_lines(concurrent)
-    print_table(f"Time; torch with 1 thread for one decision, with its own {threads} for the rest", HEADERS, lines)
-    print_table("Processes: medians (quartiles)", ("what", "figure"), memory(routes, requests[:100]) + imports())
-    if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
-        draw(single, batched, pictures / "speed.png")
+    lines, processes, seconds = [], [], {}
+    if "one" in given.only:
+        router = served(semantic_router(kept_encoder(), shots), routes[TORCH].encoder)
+        on_onnx = served(semantic_router(kept_encoder(), shots), routes[ONNX].encoder)
+        torch.set_num_threads(1)
+        seconds["one text"] = one_decision(routes, router, on_onnx, requests)
+        torch.set_num_threads(threads)
+        lines += single_lines(seconds["one text"])
+    if "batches" in given.only:
+        seconds[f"{MANY:,} texts"] = batches(routes, many[: ROUNDS * MANY])
+        lines += batch_lines(seconds[f"{MANY:,} texts"])
+    if "callers" in given.only:
+        lines += caller_lines(callers({name: routes[name] for name in (ONNX, INT8, TORCH)}, many[ROUNDS * MANY :]))
+    if lines:
+        print_table(f"Time; torch with 1 thread for one decision, with its own {threads} for the rest", HEADERS, lines)
+    if "memory" in given.only:
+        processes += memory(routes, requests[:100])
+    if "imports" in given.only:
+        processes += imports()
+    if processes:
+        print_table("Processes: medians (quartiles)", ("what", "figure"), processes)
+    if given.pictures is not None and seconds:
+        given.pictures.mkdir(parents=True, exist_ok=True)
+        draw(seconds, given.pictures / "speed.png")
+
+
+def trained(shots: Sequence[Row]) -> dict[str, DifferentiableRoute]:
+    """A route on each encoder, none of which keeps vectors. One head serves all forms of the default model."""
+    tools = sorted({row.label for row in shots})
+    route = DifferentiableRoute("text -> intent", tools=tools, encoder=kept_encoder())
+    learned = RouteFinetune().compile(route, trainset=examples(shots)).dump_state()
+    routes = {}
+    for name, (kind, settings) in ENCODERS.items():
+        encoder = getattr(dspy_router, kind)(**settings)
+        routes[name] = DifferentiableRoute("text -> intent", tools=tools, encoder=encoder)
+        if name == STATIC:
+            routes[name] = RouteFinetune().compile(routes[name], trainset=examples(shots))
+        else:
+            routes[name].load_state(learned)
+    return routes
+
+
+def kept_encoder() -> SentenceEncoder:
+    """The default encoder for what is not measured."""
+    return SentenceEncoder(vector_cache=VECTORS)
+
+
+def served(router: Any, encoder: Encoder) -> Any:
+    """A semantic-router that encodes requests with an encoder which keeps nothing."""
+    router.encoder.served = encoder
+    return router
 
 
 def one_decision(
@@ -237,25 +273,23 @@ def shuffled(texts: set[str]) -> list[str]:
     return ordered
 
 
-def draw(single: dict[str, list[float]], batched: dict[str, list[float]], path: Path) -> None:
-    """Medians with quartiles of one decision and of a batch, on logarithmic axes."""
+def draw(measured: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Medians with quartiles, on logarithmic axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 1 + 0.4 * sum(map(len, measured.values()))), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, seconds) in zip(
-        figure.subplots(2, height_ratios=(len(single), len(batched))),
-        {"one text, ms": single, f"{MANY:,} texts, ms": batched}.items(),
-        strict=True,
-    ):
+    heights = [len(seconds) for seconds in measured.values()]
+    rows = figure.subplots(len(measured), squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (title, seconds) in zip(rows, measured.items(), strict=True):
         values = 1e3 * np.array([quartiles(found) for found in seconds.values()])
         places = range(len(seconds))
         axes.barh(places, values[:, 1], xerr=np.diff(values, axis=1).T, color="#4477aa")
         axes.set_yticks(places, list(seconds))
         axes.invert_yaxis()
         axes.set_xscale("log")
-        axes.set_xlabel(title)
+        axes.set_xlabel(f"{title}, ms")
     figure.savefig(path, dpi=120)
 
 

@@ -97,7 +97,7 @@ class VectorCache:
 
         rows = self._attempt(read) or []
         size = 4 * fingerprint.dimension
-        return {by_key[key]: np.frombuffer(stored, "<f4") for key, stored in rows if len(stored) == size}
+        return {by_key[key]: np.frombuffer(stored, "<f4").copy() for key, stored in rows if len(stored) == size}
 
     def put(self, fingerprint: "Fingerprint", vectors: "Mapping[str, np.ndarray]") -> None:
         """Keep vectors, float32 [d], by text; after a kill all of them are there, or none.

@@ -164,6 +164,7 @@ class _Loaded(NamedTuple):
     """A model ready to run. Neither part is changed after loading, so threads share both."""
 
     session: "InferenceSession"
+    inputs: frozenset[str]
     tokenizer: "Tokenizer"
     window: int
     digest: str
@@ -182,8 +183,7 @@ class _Loaded(NamedTuple):
             ids[row, : len(encoding)] = encoding.ids
             mask[row, : len(encoding)] = 1
         given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        names = {entry.name for entry in self.session.get_inputs()}
-        hidden = self.session.run(None, {name: value for name, value in given.items() if name in names})[0]
+        hidden = self.session.run(None, {name: value for name, value in given.items() if name in self.inputs})[0]
         if hidden.ndim == 2:  # pooled in the graph
             return hidden
         pooled: np.ndarray = np.einsum("nld,nl->nd", hidden, mask.astype(np.float32))
@@ -214,7 +214,8 @@ def _load(model: str, arithmetic: Arithmetic) -> _Loaded:
         raise RouteError(f"The model in {str(folder)!r} does not average its word vectors. Use SentenceEncoder for it.")
     tokenizer.no_padding()
     tokenizer.enable_truncation(window)
-    return _Loaded(session, tokenizer, window, f"{INT8_PREFIX if in_int8 else ''}{sha256(file)}")
+    inputs = frozenset(entry.name for entry in session.get_inputs())
+    return _Loaded(session, inputs, tokenizer, window, f"{INT8_PREFIX if in_int8 else ''}{sha256(file)}")
 
 
 def _files(model: str) -> tuple[Path, Path]:
