@@ -3,10 +3,10 @@
     python benchmarks/speed.py [--pictures FOLDER]
 
 What is compared is measured in turns, and the ratios are taken round by round, so that the machine's own speed and
-what else it does cancel out. Every text is new to the encoder, which keeps no vectors here. All paths choose among
-CLINC150's 150 intents, from the published ten examples of each; the requests are SNIPS's and CLINC150's training texts.
-The static encoder is distilled at first, which takes a minute or two. `benchmarks/encoders.py` prints what each path's
-encoder costs in accuracy.
+what else it does cancel out; the cores' time beside the clock's has no waiting in it. Every text is new to the encoder, which
+keeps no vectors here. All paths choose among CLINC150's 150 intents, from the published ten examples of each; the
+requests are SNIPS's and CLINC150's training texts. The static encoder is distilled at first, which takes a minute or
+two. `benchmarks/encoders.py` prints what each path's encoder costs in accuracy.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,7 +43,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {  # class and settings
     TORCH: ("SentenceEncoder", {"cache_size": 0}),
     STATIC: ("StaticEncoder", {"folder": str(static_folder())}),
 }
-HEADERS = ("what", "calls", "p50 ms", "p95 ms", "ratio (quartiles)", "of what")
+HEADERS = ("what", "calls", "p50 ms", "p95 ms", "CPU ms", "ratio (quartiles)", "of what")
 DECIDING = """
 from dspy_router import DifferentiableRoute, {encoder}
 route = DifferentiableRoute("text -> intent", tools={tools!r}, encoder={encoder}(**{settings!r}))
@@ -132,7 +133,7 @@ def served(router: Any, encoder: Encoder) -> Any:
 
 def one_decision(
     routes: dict[str, DifferentiableRoute], router: Any, on_onnx: Any, texts: Sequence[str]
-) -> dict[str, list[float]]:
+) -> dict[str, np.ndarray]:
     """Seconds of each way to treat one text, on the same texts, in random turns."""
     nothing, model = Nothing(), routes[TORCH].encoder.transformer
     ways: dict[str, Callable[[str], Any]] = {
@@ -146,7 +147,7 @@ def one_decision(
     return in_turns(ways, texts, "one decision")
 
 
-def batches(routes: dict[str, DifferentiableRoute], texts: Sequence[str]) -> dict[str, list[float]]:
+def batches(routes: dict[str, DifferentiableRoute], texts: Sequence[str]) -> dict[str, np.ndarray]:
     """Seconds of batches, against the bare model on as many threads as torch takes by itself."""
     model = routes[TORCH].encoder.transformer
     ways: dict[str, Callable[[list[str]], Any]] = {
@@ -159,7 +160,7 @@ def batches(routes: dict[str, DifferentiableRoute], texts: Sequence[str]) -> dic
     return in_turns(ways, parts(texts), "batches")
 
 
-def callers(routes: dict[str, DifferentiableRoute], texts: Sequence[str]) -> dict[str, list[float]]:
+def callers(routes: dict[str, DifferentiableRoute], texts: Sequence[str]) -> dict[str, np.ndarray]:
     """Seconds of the same calls from one thread and from many."""
     ways: dict[str, Callable[[list[str]], Any]] = {}
     for name, route in routes.items():
@@ -174,21 +175,28 @@ def in_threads(route: DifferentiableRoute, texts: Sequence[str]) -> None:
         list(pool.map(lambda text: route(text=text), texts))
 
 
-def in_turns(ways: dict[str, Callable[[Any], Any]], given: Sequence[Any], what: str) -> dict[str, list[float]]:
-    """Seconds of each way on the same things, in random turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def in_turns(ways: dict[str, Callable[[Any], Any]], given: Sequence[Any], what: str) -> dict[str, np.ndarray]:
+    """Seconds [n, 2] of each way on the same n things, in random turns: of the clock and of all cores together."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for way in ways.values():
         way("warm up" if isinstance(given[0], str) else ["warm up", "again"])
     order = random.Random(0)
     with tqdm(total=len(given) * len(ways), desc=what, unit="call") as bar:
         for argument in given:
             for name in order.sample(list(ways), len(ways)):
-                seconds[name].append(timed(ways[name], argument))
+                started = time.process_time()
+                took = timed(ways[name], argument)
+                seconds[name].append((took, time.process_time() - started))
                 bar.update()
-    return seconds
+    return {name: np.array(found) for name, found in seconds.items()}
 
 
-def single_lines(seconds: dict[str, list[float]]) -> list[list[str]]:
+def times(found: np.ndarray) -> list[str]:
+    """Calls, median and 95th percentile of the clock's time, median of the cores' time."""
+    return [f"{len(found)}", *milliseconds(found[:, 0]), milliseconds(found[:, 1])[0]]
+
+
+def single_lines(seconds: dict[str, np.ndarray]) -> list[list[str]]:
     """One decision: each path to semantic-router and to its own encoder alone."""
     lines = []
     for name, found in seconds.items():
@@ -196,26 +204,26 @@ def single_lines(seconds: dict[str, list[float]]) -> list[list[str]]:
         if name.startswith("route on "):
             bases.append(f"{name.removeprefix('route on ')} alone")
         for number, base in enumerate(bases):
-            shown = [f"one: {name}", f"{len(found)}", *milliseconds(found)] if number == 0 else ["", "", "", ""]
-            lines.append([*shown, ratio(found, seconds[base]), f"{base}'s time"])
+            shown = [f"one: {name}", *times(found)] if number == 0 else [""] * 5
+            lines.append([*shown, ratio(found[:, 0], seconds[base][:, 0]), f"{base}'s time"])
     return lines
 
 
-def batch_lines(seconds: dict[str, list[float]]) -> list[list[str]]:
+def batch_lines(seconds: dict[str, np.ndarray]) -> list[list[str]]:
     """Texts a second, to the bare model's."""
     base = "SentenceTransformer.encode"
     return [
-        [f"{MANY:,}: {name}", f"{len(found)}", *milliseconds(found), ratio(seconds[base], found), f"{base}'s texts/s"]
+        [f"{MANY:,}: {name}", *times(found), ratio(seconds[base][:, 0], found[:, 0]), f"{base}'s texts/s"]
         for name, found in seconds.items()
     ]
 
 
-def caller_lines(seconds: dict[str, list[float]]) -> list[list[str]]:
+def caller_lines(seconds: dict[str, np.ndarray]) -> list[list[str]]:
     """Calls a second, to one caller's."""
     lines = []
     for name, found in seconds.items():
         base = f"1 caller, {name.split(', ', 1)[1]}"
-        lines.append([f"{CALLS} calls: {name}", f"{len(found)}", *milliseconds(found), ratio(seconds[base], found),
+        lines.append([f"{CALLS} calls: {name}", *times(found), ratio(seconds[base][:, 0], found[:, 0]),
                       "1 caller's calls/s"])  # fmt: skip
     return lines
 
@@ -273,7 +281,7 @@ def shuffled(texts: set[str]) -> list[str]:
     return ordered
 
 
-def draw(measured: dict[str, dict[str, list[float]]], path: Path) -> None:
+def draw(measured: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """Medians with quartiles, on logarithmic axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -283,7 +291,7 @@ def draw(measured: dict[str, dict[str, list[float]]], path: Path) -> None:
     heights = [len(seconds) for seconds in measured.values()]
     rows = figure.subplots(len(measured), squeeze=False, height_ratios=heights)[:, 0]
     for axes, (title, seconds) in zip(rows, measured.items(), strict=True):
-        values = 1e3 * np.array([quartiles(found) for found in seconds.values()])
+        values = 1e3 * np.array([quartiles(found[:, 0]) for found in seconds.values()])
         places = range(len(seconds))
         axes.barh(places, values[:, 1], xerr=np.diff(values, axis=1).T, color="#4477aa")
         axes.set_yticks(places, list(seconds))
