@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -89,8 +90,8 @@ def policies(route: "DifferentiableRoute", call: Call, vector: np.ndarray) -> Po
     for field in route.fields:
         mask = call.candidates.get(field.name)
         policy = route.head[field.name].policy(vector, mask).tolist()
-        open_ = range(len(policy)) if mask is None else np.flatnonzero(mask).tolist()
-        found[field.name] = {field.option_names[index]: policy[index] for index in open_}
+        options = zip(field.option_names, policy, strict=True)
+        found[field.name] = dict(options if mask is None else compress(options, mask))
     guard, scoring = route.learned.guard, dspy.settings.get("_route_scoring", False)
     if guard is None and not scoring:
         return Policies(call, found, None, False)

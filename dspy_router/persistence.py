@@ -19,6 +19,7 @@ All of it is about one route. DSPy reads the file around it, before any route is
 
 import base64
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from torch import Tensor
 
 import dspy_router
 from dspy_router.encoders.base import Encoder, Fingerprint, shortened
+from dspy_router.encoders.weights import same_model
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
 from dspy_router.guard_report import GuardReport
@@ -40,6 +42,8 @@ from dspy_router.heads import OptionHead, RouteHead
 from dspy_router.list_heads import new_head
 from dspy_router.sealing import AFTER_DAMAGE, require_intact, sealed
 from dspy_router.training_record import TrainingRecord
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "dspy_router.route"
 VERSION = 3
@@ -169,6 +173,12 @@ def require_same_encoder(saved: Fingerprint, encoder: Encoder) -> None:
             "with, and load again. Nothing was loaded."
         ) from error
     if saved == own:
+        return
+    if same_model(saved, own):
+        logger.warning(
+            "The route was saved with the encoder %s and is used with %s: the same model in another form. A few "
+            "decisions in a thousand differ, and a guard promises nothing until guard() is called again.", saved, own,
+        )  # fmt: skip
         return
     advice = (
         "The weights behind the name have changed: get the ones it was saved with"
