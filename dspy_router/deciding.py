@@ -12,6 +12,7 @@ from dspy_router.decision_types import selected
 from dspy_router.decisions import Decision, announce, decide
 from dspy_router.errors import AbstainError, RouteError
 from dspy_router.fields import DecisionField
+from dspy_router.probabilities import by_name
 
 if TYPE_CHECKING:
     from dspy_router.route import DifferentiableRoute
@@ -49,7 +50,7 @@ class Policies:
     """
 
     call: Call
-    probabilities: Mapping[str, dict[str, float]]
+    probabilities: Mapping[str, Mapping[str, float]]
     score: float | None
     declined: bool
 
@@ -70,9 +71,8 @@ def policies(route: "DifferentiableRoute", call: Call, vector: np.ndarray) -> Po
     found = {}
     for field in route.fields:
         mask = call.candidates.get(field.name)
-        policy = route.head[field.name].policy(vector, mask).tolist()
-        open_ = range(len(policy)) if mask is None else np.flatnonzero(mask).tolist()
-        found[field.name] = {field.option_names[index]: policy[index] for index in open_}
+        policy = route.head[field.name].policy(vector, mask)
+        found[field.name] = by_name(field.option_names, field.positions, policy, mask)
     guard, scoring = route.learned.guard, dspy.settings.get("_route_scoring", False)
     if guard is None and not scoring:
         return Policies(call, found, None, False)
@@ -172,10 +172,12 @@ def _mask(field: DecisionField, names: Any) -> np.ndarray:
     names = [names] if isinstance(names, str) else list(names)
     if field.kind != "choice":
         raise RouteError(f"candidates for {field.name!r}, which is no choice among options: leave them out.")
-    if not names or (unknown := [name for name in names if name not in field.option_names]):
+    if not names or (unknown := [name for name in names if name not in field.positions]):
         raise RouteError(
             f"candidates={names!r} for {field.name!r}: "
             + (f"{unknown} are no options; " if names else "there is none to choose; ")
             + f"its options are {list(field.option_names)}."
         )
-    return np.isin(np.array(field.option_names, object), np.array(names, object))
+    mask = np.zeros(len(field.options), dtype=bool)
+    mask[[field.positions[name] for name in names]] = True
+    return mask

@@ -46,9 +46,14 @@ class DecisionField:
         """The options' names, in declaration order."""
         return tuple(option.name for option in self.options)
 
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """From each option's name to its place among the options."""
+        return {name: place for place, name in enumerate(self.option_names)}
+
     def typed(self, name: str, probabilities: Mapping[str, float], confidence: float) -> Any:
         """The option of that name as the signature declares it (an int for `Literal[1, 2]`, a `Choice`, ...)."""
-        return declared_value(self.info, self.options[self.option_names.index(name)], probabilities, confidence)
+        return declared_value(self.info, self.options[self.positions[name]], probabilities, confidence)
 
     def index_of(self, value: Any) -> int | None:
         """Where `value` (a label, or a decision object around one) stands among the options; None if nowhere.
