@@ -64,7 +64,8 @@ class FitResult:
 
 
 BLOCK = 5  # L-BFGS iterations between looks at the stopping rules
-PART = 8192  # rows whose logits are in memory at once
+PART = 8192  # rows whose logits are in memory at once, at most
+PART_LOGITS = 16_777_216  # logits in memory at once, at most
 
 
 def fit_head(
@@ -131,7 +132,8 @@ def fit_head(
         pulled.backward()
         return total + pulled.detach()
 
-    parts = [slice(start, start + PART) for start in range(0, len(centered), PART)]
+    size = max(1, min(PART, PART_LOGITS // len(head.bias)))
+    parts = [slice(start, start + size) for start in range(0, len(centered), size)]
     best: tuple[float, list[Tensor]] | None = None
     previous, worse, iterations = float("inf"), 0, 0
     work = vectors.size * len(head.bias)

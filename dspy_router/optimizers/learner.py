@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
+from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
 from dspy_router.learning.fit import FitSettings, fit_head
@@ -17,6 +18,7 @@ from dspy_router.optimizers.outcomes import TRIED, RewardReading
 from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, policies_at, run_evidence
 from dspy_router.route import DifferentiableRoute
 
+MOST_OPTIONS = 10_000  # each option is a row with a target for each
 SMALLEST_REACH = 1e-3  # what is so unlikely to be part of the right run is not learned from
 TELLING = 0.999  # likelihoods that are all at least this say nothing
 
@@ -34,6 +36,22 @@ class FieldRows:
         """Weighted mean worth of the likeliest options: a share right, or a mean reward where rewards are graded."""
         policy = self.route.head[self.field.name].policy(self.route.encoder.encode(self.texts))
         return float(np.average(self.rows.worth(policy.argmax(axis=1)), weights=self.rows.weight))
+
+
+def require_trainable(routes: Routes) -> None:
+    """Refuse routes with more options than a fit has memory for: the rows' targets are dense.
+
+    Raises:
+        RouteError: If a field has more than `MOST_OPTIONS`.
+    """
+    for field in decided_fields(routes).values():
+        if len(field.options) > MOST_OPTIONS:
+            raise RouteError(
+                f"The field {field.name!r} has {len(field.options):,} options; RouteFinetune trains up to "
+                f"{MOST_OPTIONS:,}, since memory grows with their square. Untrained, the route decides among them by "
+                "their descriptions. To train it, compile a route among the options that have examples, then give it "
+                "the others with add_tools."
+            )
 
 
 def field_rows(routes: Routes, feedback: Sequence[Feedback], reading: RewardReading | None = None) -> list[FieldRows]:
