@@ -13,22 +13,25 @@ which makes up for the confidence that the penalty costs. Penalty and margin wer
 and held-out BANKING77 training rows, with 5 examples an option, 10 and all of them: hence the penalty's growth with the
 square root of the rows an option, and a margin of 2, which leaves accuracy as it is and brings the expected calibration
 error from 0.04-0.15 down to 0.01-0.07 (measured before descriptions counted as examples).
-L-BFGS on all rows at once finds the optimum in a few dozen passes.
+L-BFGS on all rows at once finds the optimum in a few dozen passes; from 200,000 rows on, small batches come within 1 %
+of it in six (`dspy_router.learning.minimizing`).
 
 Input vectors are centred while fitting and the shift is folded into the bias afterwards: sentence vectors
 share a large common part, which otherwise makes the problem badly conditioned.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dspy_router.heads import OptionHead
+from dspy_router.learning.minimizing import BLOCK, full_batch, mini_batches
 from dspy_router.learning.rows import Objective, TargetRows
-from dspy_router.threads import threads_for
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class FitSettings:
         description_weight: How much an option's description counts as an example of it. Non-negative.
         bias_penalty: How much more than a weight the bias is pulled. Non-negative.
         margin: Taken off the right options' logits while fitting. Non-negative.
-        max_iterations: Most L-BFGS iterations.
-        tolerance: Stop when a block of iterations lowers the objective by less than this share of itself.
+        max_iterations: Most L-BFGS iterations, or passes in small batches.
+        tolerance: Stop L-BFGS when a block of iterations lowers the objective by less than this share of itself.
         patience: With validation rows, stop after so many blocks in which their loss did not fall.
     """
 
@@ -56,14 +59,14 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit did: iterations run, the objective at its end, and the validation loss kept, if there was any."""
+    """What a fit did: iterations or passes run, the objective in the last, and the validation loss kept, if any was."""
 
     iterations: int
     objective: float
     validation_loss: float | None = None
 
 
-BLOCK = 5  # L-BFGS iterations between looks at the stopping rules
+MINI_BATCHES_FROM = 200_000  # rows
 PART = 8192  # rows whose logits are in memory at once, at most
 PART_LOGITS = 16_777_216  # logits in memory at once, at most
 
@@ -114,35 +117,28 @@ def fit_head(
         prior_bias = head.scale * (head.option_vectors @ shift)
         head.bias.add_(head.linear()[0] @ shift)  # the bias as the centred vectors need it
     parameters = [head.weight, head.bias, head.shared_map]
-    optimizer = torch.optim.LBFGS(
-        parameters, max_iter=BLOCK, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-6,
-        tolerance_change=0.0,
-    )  # fmt: skip
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        # Part by part, so that memory does not grow with what lies between the logits and the loss.
-        total = torch.zeros(())
-        for part in parts:
-            share = loss.share(head(centered[part]), part)
-            share.backward()
-            total += share.detach()
+    def share(part: slice | Tensor) -> Tensor:
+        return loss.share(head(centered[part]), part)
+
+    def penalty() -> Tensor:
         pulled = head.weight.square().sum() + head.shared_map.square().sum()
-        pulled = 0.5 * strength * (pulled + settings.bias_penalty * (head.bias - prior_bias).square().sum())
-        pulled.backward()
-        return total + pulled.detach()
+        return 0.5 * strength * (pulled + settings.bias_penalty * (head.bias - prior_bias).square().sum())
 
-    size = max(1, min(PART, PART_LOGITS // len(head.bias)))
-    parts = [slice(start, start + size) for start in range(0, len(centered), size)]
+    work = vectors.size * len(head.bias)
+    in_batches = len(centered) >= MINI_BATCHES_FROM
+    if in_batches:
+        steps, passes = mini_batches(parameters, share, penalty, len(centered), work), 1
+    else:
+        size = max(1, min(PART, PART_LOGITS // len(head.bias)))
+        parts = [slice(start, start + size) for start in range(0, len(centered), size)]
+        steps, passes = full_batch(parameters, share, penalty, parts, work), BLOCK
     best: tuple[float, list[Tensor]] | None = None
     previous, worse, iterations = float("inf"), 0, 0
-    work = vectors.size * len(head.bias)
-    while iterations < settings.max_iterations:
-        with threads_for(work):
-            objective = float(optimizer.step(closure))  # the value at the block's start
-        iterations += BLOCK
+    for objective in islice(steps, math.ceil(settings.max_iterations / passes)):
+        iterations += passes
         if on_block is not None:
-            on_block(BLOCK)
+            on_block(passes)
         if validation_vectors is not None and validation_loss is not None:
             with torch.no_grad():
                 value = float(validation_loss(head(validation_vectors)))
@@ -152,7 +148,7 @@ def fit_head(
                 worse += 1
                 if worse >= settings.patience:
                     break
-        if previous - objective < settings.tolerance * abs(objective):
+        if not in_batches and previous - objective < settings.tolerance * abs(objective):
             break
         previous = objective
     with torch.no_grad():
@@ -160,7 +156,8 @@ def fit_head(
             for parameter, kept in zip(parameters, best[1], strict=True):
                 parameter.copy_(kept)
         head.bias.sub_(head.linear()[0] @ shift)
-    optimizer.zero_grad()
+    for parameter in parameters:
+        parameter.grad = None
     return FitResult(iterations, objective, best[0] if best else None)
 
 
