@@ -3,8 +3,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dspy_router import RouteError, RouteFinetune
 from dspy_router.feedback import Feedback, Source
 from dspy_router.learning.rows import Objective
+from dspy_router.optimizers import learner
 from dspy_router.optimizers.learner import FieldRows, field_rows, fit_routes
 from dspy_router.optimizers.outcomes import RewardReading
 from dspy_router.optimizers.runs import find_routes, runs_of
