@@ -4,8 +4,6 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
 from dspy_router.options import Tools, encode_options, parse_tools, require_distinct
@@ -91,12 +89,3 @@ def _change(
         tuple(field if each.name == field.name else each for each in learned.fields),
         RouteHead(list(heads), list(heads.values())),
     )
-
-
-def likeliest(probabilities: dict[str, float], k: int) -> dict[str, float]:
-    """The k likeliest options, likeliest first; ties in the declared order."""
-    if k < 1:
-        raise RouteError(f"k={k}: give a number of options, at least one.")
-    names = list(probabilities)
-    order = np.argsort(-np.array([probabilities[name] for name in names]), kind="stable")[:k]
-    return {names[index]: probabilities[names[index]] for index in order}

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -13,6 +12,7 @@ from dspy_router.decision_types import selected
 from dspy_router.decisions import Decision, announce, decide
 from dspy_router.errors import AbstainError, RouteError
 from dspy_router.fields import DecisionField
+from dspy_router.probabilities import by_name
 
 if TYPE_CHECKING:
     from dspy_router.route import DifferentiableRoute
@@ -50,7 +50,7 @@ class Policies:
     """
 
     call: Call
-    probabilities: Mapping[str, dict[str, float]]
+    probabilities: Mapping[str, Mapping[str, float]]
     score: float | None
     declined: bool
 
@@ -89,9 +89,8 @@ def policies(route: "DifferentiableRoute", call: Call, vector: np.ndarray) -> Po
     found = {}
     for field in route.fields:
         mask = call.candidates.get(field.name)
-        policy = route.head[field.name].policy(vector, mask).tolist()
-        options = zip(field.option_names, policy, strict=True)
-        found[field.name] = dict(options if mask is None else compress(options, mask))
+        policy = route.head[field.name].policy(vector, mask)
+        found[field.name] = by_name(field.option_names, field.positions, policy, mask)
     guard, scoring = route.learned.guard, dspy.settings.get("_route_scoring", False)
     if guard is None and not scoring:
         return Policies(call, found, None, False)
@@ -157,7 +156,7 @@ def settled(route: "DifferentiableRoute", thought: Policies, answer: Any = None)
 
 
 def _declined(
-    field: DecisionField, thought: Policies, probabilities: dict[str, float], own: str, answer: Any
+    field: DecisionField, thought: Policies, probabilities: Mapping[str, float], own: str, answer: Any
 ) -> Decision:
     """The decision that was not made, with the fallback's choice for its name where it is an option."""
     name = own
@@ -186,10 +185,12 @@ def _mask(field: DecisionField, names: Any) -> np.ndarray:
     names = [names] if isinstance(names, str) else list(names)
     if field.kind != "choice":
         raise RouteError(f"candidates for {field.name!r}, which is no choice among options: leave them out.")
-    if not names or (unknown := [name for name in names if name not in field.option_names]):
+    if not names or (unknown := [name for name in names if name not in field.positions]):
         raise RouteError(
             f"candidates={names!r} for {field.name!r}: "
             + (f"{unknown} are no options; " if names else "there is none to choose; ")
             + f"its options are {list(field.option_names)}."
         )
-    return np.isin(np.array(field.option_names, object), np.array(names, object))
+    mask = np.zeros(len(field.options), dtype=bool)
+    mask[[field.positions[name] for name in names]] = True
+    return mask

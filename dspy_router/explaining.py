@@ -33,13 +33,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dspy_router.changing_tools import likeliest
 from dspy_router.deciding import Call, policies, read_call
 from dspy_router.decision_types import selected
 from dspy_router.explanation import Change, Explanation, FieldExplanation, Neighbour, WordEffect
 from dspy_router.fields import DecisionField
 from dspy_router.learning.familiarity import familiarity
 from dspy_router.learning.reference import TEXT_LENGTH
+from dspy_router.probabilities import likeliest
 from dspy_router.scoring import route_scores
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class _Explaining:
     spans: list[Span]
     vectors: np.ndarray
 
-    def explanation(self, probabilities: dict[str, float]) -> FieldExplanation:
+    def explanation(self, probabilities: Mapping[str, float]) -> FieldExplanation:
         option = selected(self.field.kind, probabilities)
         others = {name: mass for name, mass in probabilities.items() if name != option}
         runner_up = next(iter(likeliest(others, 1)), None)

@@ -73,11 +73,11 @@ class DecisionField:
         """What is decided one by one."""
         return (self,)
 
-    def single(self, probabilities: Mapping[str, float]) -> "list[tuple[DecisionField, dict[str, float]]]":
+    def single(self, probabilities: Mapping[str, float]) -> "list[tuple[DecisionField, Mapping[str, float]]]":
         """The decisions to make, with the probabilities of their options; `probabilities` are the candidates'."""
-        return [(self, dict(probabilities))]
+        return [(self, probabilities)]
 
-    def explained(self, probabilities: Mapping[str, float]) -> "list[tuple[DecisionField, dict[str, float]]]":
+    def explained(self, probabilities: Mapping[str, float]) -> "list[tuple[DecisionField, Mapping[str, float]]]":
         """Those of `single` that are worth explaining."""
         return self.single(probabilities)
 
@@ -99,9 +99,14 @@ class DecisionField:
         policy: np.ndarray = head[self.name].policy(vectors, candidates)
         return policy
 
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """From each option's name to its place among the options."""
+        return {name: place for place, name in enumerate(self.option_names)}
+
     def typed(self, name: str, probabilities: Mapping[str, float], confidence: float) -> Any:
         """The option of that name as the signature declares it (an int for `Literal[1, 2]`, a `Choice`, ...)."""
-        return declared_value(self.info, self.options[self.option_names.index(name)], probabilities, confidence)
+        return declared_value(self.info, self.options[self.positions[name]], probabilities, confidence)
 
     def index_of(self, value: Any) -> int | None:
         """Where `value` (a label, or a decision object around one) stands among the options; None if nowhere.

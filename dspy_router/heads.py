@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dspy_router.scan import HalfPrecisionScan
+
 # Chosen on CLINC150's validation rows and held-out BANKING77 training rows, 5 and 10 examples an option and all
 # of them: accuracy is flat between 4 and 7 and falls off by 10.
 PRIOR_SCALE = 5.0
@@ -116,9 +118,7 @@ class OptionHead(nn.Module):
 
     def logits(self, vectors: np.ndarray) -> np.ndarray:
         """Logits [n, k] of input vectors [n, d], from the folded head: no gradient."""
-        folded = self.folded()
-        found: np.ndarray = vectors @ folded.weights.T + folded.biases
-        return found
+        return self.folded().logits(vectors)
 
     @property
     def digest(self) -> str:
@@ -237,6 +237,17 @@ class FoldedHead:
     version: tuple[tuple[int, int], ...]
     weights: np.ndarray
     biases: np.ndarray
+
+    def logits(self, vectors: np.ndarray) -> np.ndarray:
+        """Logits [n, k] of vectors [n, d], or [k] of a vector [d]; among very many options, a vector's as in `scan`."""
+        if vectors.size == vectors.shape[-1] and self._scan is not None:
+            return self._scan.logits(vectors.reshape(-1)).reshape(*vectors.shape[:-1], -1)
+        found: np.ndarray = vectors @ self.weights.T + self.biases
+        return found
+
+    @cached_property
+    def _scan(self) -> HalfPrecisionScan | None:
+        return HalfPrecisionScan(self.weights, self.biases) if HalfPrecisionScan.serves(self.weights) else None
 
     @cached_property
     def digest(self) -> str:

@@ -57,14 +57,14 @@ class ListField(DecisionField):
             for index, option in enumerate(self.options)
         }
 
-    def single(self, probabilities: Mapping[str, float]) -> list[tuple[DecisionField, dict[str, float]]]:
+    def single(self, probabilities: Mapping[str, float]) -> list[tuple[DecisionField, Mapping[str, float]]]:
         """See `DecisionField`: each option in question is in the list or not."""
         return [
             (self._members[name], {YES.name: probability, NO.name: 1.0 - probability})
             for name, probability in probabilities.items()
         ]
 
-    def explained(self, probabilities: Mapping[str, float]) -> list[tuple[DecisionField, dict[str, float]]]:
+    def explained(self, probabilities: Mapping[str, float]) -> list[tuple[DecisionField, Mapping[str, float]]]:
         """See `DecisionField`: the options that are in the list; if none is, the likeliest."""
         least = min(0.5, max(probabilities.values()))
         return self.single({name: probability for name, probability in probabilities.items() if probability >= least})

@@ -7,9 +7,9 @@ from typing import Any
 import dspy
 from tabulate import tabulate
 
-from dspy_router.changing_tools import likeliest
 from dspy_router.deciding import Policies, policies, read_call
 from dspy_router.errors import RouteError
+from dspy_router.probabilities import likeliest
 from dspy_router.route import DifferentiableRoute
 
 ENDS = ("finish", "submit")  # the tool by which ReAct, or ReActV2, ends a run

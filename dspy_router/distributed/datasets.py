@@ -8,11 +8,11 @@ import dspy
 from dspy.adapters.utils import annotation_allows_none
 from pydantic_core import PydanticUndefined
 
-from dspy_router.changing_tools import likeliest
 from dspy_router.decisions import Decision
 from dspy_router.distributed.cluster import ray_module
 from dspy_router.distributed.parcels import Opener, Parcels, settings_of_here
 from dspy_router.errors import RouteError
+from dspy_router.probabilities import likeliest
 from dspy_router.route import DifferentiableRoute
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ decides whether the log can judge it at all, and says the verdict in a sentence.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -265,8 +265,13 @@ def _cells(interval: Interval, sign: str) -> tuple[str, str]:
 
 def _names_alike(rows: Sequence[Feedback], decided: DecisionField) -> set[str]:
     """What the rows with a field's name and options call its route."""
-    options = set(decided.option_names)
-    return {row.route for row in rows if row.field == decided.name and set(row.candidates) == options}
+    options = decided.positions.keys()
+    return {row.route for row in rows if row.field == decided.name and _among(row, options)}
+
+
+def _among(row: Feedback, options: Set[str]) -> bool:
+    """Whether a row was decided among these options."""
+    return not row.candidates or set(row.candidates) == options
 
 
 def _reason(row: Feedback, names: set[str], decided: DecisionField) -> str | None:
@@ -275,9 +280,9 @@ def _reason(row: Feedback, names: set[str], decided: DecisionField) -> str | Non
         return f"source {row.source!r} is no decision that was taken"
     if row.field != decided.name or row.route not in names:
         return "of another route or field"
-    if set(row.candidates) != set(decided.option_names):
+    if not _among(row, decided.positions.keys()):
         return "decided among other options"
-    if row.chosen not in decided.option_names:
+    if row.chosen not in decided.positions:
         return "took what is no option"
     if not row.sole:
         return "its reward is for several decisions"

@@ -19,7 +19,14 @@ from dspy_router.learning.fit import FitSettings
 from dspy_router.optimizers.calibrating import calibrate_routes
 from dspy_router.optimizers.exploration import explore
 from dspy_router.optimizers.frontier import FrontierPoint, frontier
-from dspy_router.optimizers.learner import FieldRows, agreement, field_rows, fit_routes, learned_before
+from dspy_router.optimizers.learner import (
+    FieldRows,
+    agreement,
+    field_rows,
+    fit_routes,
+    learned_before,
+    require_trainable,
+)
 from dspy_router.optimizers.logs import logged_feedback, with_example_keys
 from dspy_router.optimizers.outcomes import TRIED, CostUnit, RewardReading
 from dspy_router.optimizers.progress import Progress
@@ -71,6 +78,7 @@ class Compilation:
         self.program = student.deepcopy()
         bind_clients(self.program)
         self.routes = find_routes(self.program)
+        require_trainable(self.routes)
         self.anchors = {} if settings.restart else learned_before(self.routes)
         self.feedback: list[Feedback] = []
         self.set_aside: Counter[str] = Counter()

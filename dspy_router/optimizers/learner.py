@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm.auto import tqdm
 
+from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
 from dspy_router.learning.fit import LIST_FIT, Anchor, FitSettings, fit_head
@@ -18,6 +19,7 @@ from dspy_router.optimizers.outcomes import TRIED, RewardReading
 from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, open_options, policies_at, run_evidence
 from dspy_router.route import DifferentiableRoute
 
+MOST_OPTIONS = 10_000  # each option is a row with a target for each
 SMALLEST_REACH = 1e-3  # what is so unlikely to be part of the right run is not learned from
 TELLING = 0.999  # likelihoods that are all at least this say nothing
 
@@ -39,6 +41,22 @@ class FieldRows:
         """
         chosen = self.route.head[self.field.name].chosen(self.route.encoder.encode(self.texts))
         return float(np.average(self.rows.worth(chosen), weights=self.rows.weight))
+
+
+def require_trainable(routes: Routes) -> None:
+    """Refuse routes with more options than a fit has memory for: the rows' targets are dense.
+
+    Raises:
+        RouteError: If a field has more than `MOST_OPTIONS`.
+    """
+    for field in decided_fields(routes).values():
+        if len(field.options) > MOST_OPTIONS:
+            raise RouteError(
+                f"The field {field.name!r} has {len(field.options):,} options; RouteFinetune trains up to "
+                f"{MOST_OPTIONS:,}, since memory grows with their square. Untrained, the route decides among them by "
+                "their descriptions. To train it, compile a route among the options that have examples, then give it "
+                "the others with add_tools."
+            )
 
 
 def learned_before(routes: Routes) -> dict[FieldKey, Anchor]:

@@ -58,7 +58,7 @@ def logged_feedback(
         ]
         if len(owners) != 1:
             set_aside[_misfit(row, routes) if not owners else "rows that may be of several routes"] += 1
-        elif row.chosen not in row.candidates:
+        elif row.candidates and row.chosen not in row.candidates:
             set_aside["rows that chose none of their candidates"] += 1
         elif not row.has_reward and row.source not in ("label", "synthetic", "teacher"):
             set_aside["rows with an error in place of a reward" if row.error else "rows without a reward"] += 1
@@ -67,7 +67,7 @@ def logged_feedback(
         else:
             if row.encoder and row.encoder != routes[owners[0]].encoder.fingerprint.weights[: len(row.encoder)]:
                 noted["rows made with another encoder, encoded anew"] += 1
-            if len(set(row.candidates)) < len(fields[owners[0], row.field].options):
+            if 0 < len(set(row.candidates)) < len(fields[owners[0], row.field].options):
                 noted["rows with fewer candidates than there are options"] += 1
             if not row.has_propensity and row.source in ("log", "rollout"):
                 noted[f"rows with propensity {_named(row.propensity)}, used where none is needed"] += 1
@@ -91,7 +91,7 @@ def with_example_keys(rows: Sequence[Feedback], routes: Routes, examples: Sequen
 
 def _fits(row: Feedback, field: DecisionField) -> bool:
     """Whether the row decides the field among its options, or among some: a call had candidates, or there are new."""
-    return row.field == field.name and set(row.candidates) <= set(field.option_names)
+    return row.field == field.name and field.positions.keys() >= set(row.candidates or [row.chosen])
 
 
 def _misfit(row: Feedback, routes: Routes) -> str:
