@@ -31,11 +31,11 @@ import dspy_router
 from dspy_router import DifferentiableRoute, RouteFinetune, SentenceEncoder
 from dspy_router.encoders.base import Encoder
 
-DECISIONS = 60  # texts for the time of one decision
-MANY, ROUNDS = 1000, 1  # texts of a batch, and batches
+DECISIONS = 300  # texts for the time of one decision
+MANY, ROUNDS = 1000, 5  # texts of a batch, and batches
 CALLERS, CALLS = 32, 320  # at once, and of a round
 PARTS = ("one", "batches", "callers", "memory", "imports")
-PROCESSES = 1  # of each kind, for memory and imports
+PROCESSES = 5  # of each kind, for memory and imports
 ONNX, INT8, TORCH, STATIC = "OnnxEncoder", "OnnxEncoder, int8", "SentenceEncoder", "StaticEncoder"
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {  # class and settings
     ONNX: ("OnnxEncoder", {"cache_size": 0}),
