@@ -4,7 +4,11 @@
 
 What is compared is measured in turns, and the ratios are taken round by round, so that the machine's own speed and
 what else it does cancel out; the cores' time beside the clock's has no waiting in it. Every text is new to the encoder,
+<<<<<<< HEAD
 which keeps no vectors here. All paths choose among CLINC150's 150 intents, from the published ten examples of each; the
+=======
+which keeps no vectors here. All paths choose among CLINC150's 150 intents, from the published ten examples of each. The
+>>>>>>> s11-speed
 requests are SNIPS's and CLINC150's training texts. The static encoder is distilled at first, which takes a minute or
 two. `benchmarks/encoders.py` prints what each path's encoder costs in accuracy.
 """
@@ -31,11 +35,11 @@ import dspy_router
 from dspy_router import DifferentiableRoute, RouteFinetune, SentenceEncoder
 from dspy_router.encoders.base import Encoder
 
-DECISIONS = 60  # texts for the time of one decision
-MANY, ROUNDS = 1000, 1  # texts of a batch, and batches
+DECISIONS = 300  # texts for the time of one decision
+MANY, ROUNDS = 1000, 5  # texts of a batch, and batches
 CALLERS, CALLS = 32, 320  # at once, and of a round
 PARTS = ("one", "batches", "callers", "memory", "imports")
-PROCESSES = 1  # of each kind, for memory and imports
+PROCESSES = 5  # of each kind, for memory and imports
 ONNX, INT8, TORCH, STATIC = "OnnxEncoder", "OnnxEncoder, int8", "SentenceEncoder", "StaticEncoder"
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {  # class and settings
     ONNX: ("OnnxEncoder", {"cache_size": 0}),

@@ -38,6 +38,11 @@ WAIT_SECONDS = 10.0  # for another process
 
 Found = TypeVar("Found")
 
+# The files that SQLite has had open in this process. Nobody else may open them here: closing any handle of a file drops
+# all locks that the process holds on it, SQLite's too.
+_opened: set[Path] = set()
+_opening = threading.Lock()
+
 
 class VectorCache:
     """A bounded file of vectors, safe for threads, processes and kills.
@@ -129,7 +134,8 @@ class VectorCache:
 
     def after_fork(self) -> None:
         """In a forked child, open the file anew at the next use."""
-        self._lock = threading.Lock()
+        global _opening
+        _opening, self._lock = threading.Lock(), threading.Lock()
         if self._connection is not None:
             # SQLite forbids even closing it here.
             self._of_parents.append(self._connection)
@@ -191,6 +197,8 @@ class VectorCache:
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
+        with _opening:
+            _opened.add(self.path.resolve())
         connection = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may then cost the last vectors, never the file
         return connection
@@ -205,11 +213,14 @@ class VectorCache:
 
     def _require_own_file(self) -> None:
         """Refuse to touch a file that somebody else may miss."""
-        try:
-            with self.path.open("rb") as file:
-                start = file.read(APPLICATION_AT.stop)
-        except OSError:  # none yet, or none that can be read; opening it says so
-            return
+        with _opening:
+            if self.path.resolve() in _opened:
+                return
+            try:
+                with self.path.open("rb") as file:
+                    start = file.read(APPLICATION_AT.stop)
+            except OSError:  # none yet, or none that can be read; opening it says so
+                return
         whole = len(start) == APPLICATION_AT.stop
         if start[: len(MAGIC)] != MAGIC[: len(start)] or (
             whole and int.from_bytes(start[APPLICATION_AT], "big") != APPLICATION

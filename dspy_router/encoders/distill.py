@@ -66,8 +66,8 @@ def smooth_inverse_frequencies(count: int) -> np.ndarray:
     """Float64 [count]: the weights a / (a + p) of word pieces ordered by frequency, where p is Zipf's.
 
     Example:
-        >>> smooth_inverse_frequencies(3).round(5)
-        array([0.00022, 0.00033, 0.00043])
+        >>> smooth_inverse_frequencies(3).round(6)
+        array([0.000217, 0.000325, 0.000433])
     """
     ranks = 1 / np.arange(2, count + 2)
     weights: np.ndarray = SMOOTHING / (SMOOTHING + ranks / ranks.sum())

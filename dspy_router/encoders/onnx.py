@@ -203,6 +203,7 @@ def _load(model: str, arithmetic: Arithmetic) -> _Loaded:
     in_int8 = arithmetic == "int8" and is_default(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # it would keep the memory of the largest batch, and saves no time
     try:
         graph = int8_graph(file) if in_int8 else str(file)
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

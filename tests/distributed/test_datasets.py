@@ -15,9 +15,9 @@ import pytest
 import ray.data
 
 from dspy_router import DifferentiableRoute, RouteError
-from dspy_router.changing_tools import likeliest
 from dspy_router.distributed import route_dataset
 from dspy_router.distributed.datasets import COLUMNS, RoutingWorker, worker_arguments
+from dspy_router.probabilities import likeliest
 from tests.distributed.programs import Telling, once, told
 from tests.programs import FRUIT, fruit_requests, fruit_route, order_route
 

@@ -202,6 +202,18 @@ def test_two_processes_write_at_once(path: Path) -> None:
     assert all(np.array_equal(found[text], vector) for text, vector in vectors(0, 1500).items())
 
 
+def test_a_second_cache_of_a_process_does_not_free_the_file_for_others(path: Path) -> None:
+    # Closing any handle of a file drops all of the process's locks on it, so nobody may read it beside SQLite.
+    first = VectorCache(path)
+    first.put(ENCODER, vectors(0, 5))
+    VectorCache(path)
+    other = child("cache = VectorCache(sys.argv[1]); cache.put(ENCODER, vectors(5, 10)); cache.close()", path)
+    assert other.communicate(timeout=60) == ("", None)
+    assert path.with_name(path.name + "-wal").stat().st_size > 0  # the last one to close would have removed it
+    first.put(ENCODER, vectors(10, 15))
+    assert len(first.get(ENCODER, vectors(0, 15))) == 15
+
+
 def test_a_kill_in_the_middle_of_writing_leaves_whole_batches(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     code = """
         cache = VectorCache(sys.argv[1])
