@@ -4,7 +4,8 @@
 
 Rows and options are synthetic, since no dataset here has a million of the one or 100,000 of the other: rows are noisy
 unit vectors around their option's, options are mixtures of real sentence vectors. Decisions are made with the default
-encoder on real texts. Memory is the peak of a process of its own for each size, less what it had before it began.
+encoder on real texts. Memory is that of a process of its own for each size, less what it had before it began: the peak
+of a fit, and what a route holds. The last table sets the exact search beside an approximate index, with its recall.
 
 An exponent is the slope of a least-squares line through the logarithms of size and figure, with its standard error: 1
 is proportional growth, 0 none. It is fitted to the larger sizes, where fixed costs no longer hide it.

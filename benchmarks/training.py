@@ -133,7 +133,7 @@ def setfit(encoder: SentenceEncoder, train: list[Row], steps: int) -> tuple[Mode
         print(f"\nSetFit is left out: {error}.")
         return None
     texts, labels = texts_and_labels(train)
-    body = copy.deepcopy(encoder.transformer)
+    body = copy.deepcopy(encoder.transformer).requires_grad_(True)
     started = time.perf_counter()
     model: Any = SetFitModel(model_body=body, model_head=LogisticRegression())
     arguments = TrainingArguments(max_steps=steps, report_to="none", save_strategy="no", seed=0)
