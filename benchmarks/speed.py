@@ -4,11 +4,7 @@
 
 What is compared is measured in turns, and the ratios are taken round by round, so that the machine's own speed and
 what else it does cancel out; the cores' time beside the clock's has no waiting in it. Every text is new to the encoder,
-<<<<<<< HEAD
-which keeps no vectors here. All paths choose among CLINC150's 150 intents, from the published ten examples of each; the
-=======
 which keeps no vectors here. All paths choose among CLINC150's 150 intents, from the published ten examples of each. The
->>>>>>> s11-speed
 requests are SNIPS's and CLINC150's training texts. The static encoder is distilled at first, which takes a minute or
 two. `benchmarks/encoders.py` prints what each path's encoder costs in accuracy.
 """
