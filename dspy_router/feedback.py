@@ -10,11 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
-from tabulate import tabulate
-
 from dspy_router.errors import RouteError
 from dspy_router.late_rewards import LateReward, join_rewards
 from dspy_router.rotation import open_in_time_order
+from dspy_router.tables import table
 
 Source = Literal["label", "synthetic", "teacher", "rollout", "log"]
 
@@ -120,11 +119,11 @@ class FeedbackTable:
     skipped: Mapping[str, int]
 
     def __str__(self) -> str:
-        return tabulate(self._lines(), headers=("feedback", "count"))
+        return table(self._lines(), headers=("feedback", "count"), disable_numparse=False)
 
     def _repr_html_(self) -> str:
         lines = [(escape(name), count) for name, count in self._lines()]
-        return str(tabulate(lines, headers=("feedback", "count"), tablefmt="unsafehtml"))
+        return table(lines, headers=("feedback", "count"), form="unsafehtml", disable_numparse=False)
 
     def _lines(self) -> list[tuple[str, int]]:
         return [

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 from weakref import WeakKeyDictionary
 
-from filelock import FileLock
-
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback, FeedbackTable, encoded, read_feedback_table, text_key
 from dspy_router.late_rewards import LateReward
@@ -120,6 +118,8 @@ class FeedbackLog:
         Raises:
             OSError: If that fails, or the lock is not free within `timeout` seconds.
         """
+        from filelock import FileLock  # not with the package: it takes its time
+
         data = b"".join(map(encoded, lines))
         # A lock of its own for every write: one made before a fork is refused in the child.
         with FileLock(f"{self.path}.lock").acquire(timeout=timeout, poll_interval=LOCK_POLL_SECONDS):

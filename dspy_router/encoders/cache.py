@@ -18,12 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from filelock import FileLock
-
 from dspy_router.errors import RouteError
 
 if TYPE_CHECKING:
     import numpy as np
+    from filelock import FileLock
 
     from dspy_router.encoders.base import Fingerprint
 
@@ -208,7 +207,9 @@ class VectorCache:
             self._connection.close()
             self._connection = None
 
-    def _file_lock(self) -> FileLock:
+    def _file_lock(self) -> "FileLock":
+        from filelock import FileLock
+
         return FileLock(self.path.with_name(self.path.name + ".lock"), timeout=WAIT_SECONDS)
 
     def _require_own_file(self) -> None:

@@ -14,7 +14,6 @@ from typing import Literal
 
 import dspy
 import numpy as np
-from tabulate import tabulate
 from tqdm.auto import tqdm
 
 from dspy_router.errors import RouteError
@@ -23,6 +22,7 @@ from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
 from dspy_router.learning.reward_model import cross_fitted_rewards
 from dspy_router.route import DifferentiableRoute
+from dspy_router.tables import table
 
 # What a verdict asks of the log.
 EFFECTIVE_ROWS = 50  # below, a handful of rows decide the estimate, and its interval with it
@@ -100,8 +100,8 @@ class Comparison:
         ]
         facts += [(f"set aside: {reason}", f"{count:,} rows") for reason, count in self.set_aside.items()]
         return (
-            tabulate(lines, headers=headers, tablefmt=form, disable_numparse=True),
-            tabulate(facts, tablefmt="plain" if form == "simple" else form, disable_numparse=True),
+            table(lines, headers=headers, form=form),
+            table(facts, form="plain" if form == "simple" else form),
         )
 
     def __str__(self) -> str:

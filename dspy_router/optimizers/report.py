@@ -6,11 +6,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from dspy_router.optimizers.calibrating import FieldCalibration
 from dspy_router.optimizers.frontier import FrontierPoint
 from dspy_router.optimizers.outcomes import CostUnit
+from dspy_router.tables import table
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,12 @@ class FinetuneReport:
                 lines.insert(-2, [f"right {found.field!r} among the likeliest", shares, "recall@k of the same rows"])
         if self.noise:
             lines.insert(-1, ["noise of the metric", f"{self.noise:.1%} of its rewards are wrong", ""])
-        return tabulate(lines, tablefmt=form, disable_numparse=True)
+        return table(lines, form=form)
 
     def _frontier_table(self, form: str) -> str:
         headers = ["cost weight", "reward a run", f"{self.cost_unit} a run"]
         rows = [[f"{point.cost_weight:.4g}", f"{point.reward:.3f}", f"{point.cost:.4g}"] for point in self.frontier]
-        return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True)
+        return table(rows, headers=headers, form=form)
 
     def save_frontier(self, path: str | Path) -> Path:
         """Draw the frontier; see `dspy_router.evaluation.plots.save_frontier`."""
