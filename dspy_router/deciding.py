@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dspy
-import numpy as np
 
 from dspy_router.decision_types import selected
 from dspy_router.decisions import Decision, announce, decide
@@ -15,6 +14,8 @@ from dspy_router.fields import DecisionField
 from dspy_router.probabilities import by_name
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dspy_router.route import DifferentiableRoute
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Call:
 
     inputs: Mapping[str, Any]
     text: str
-    candidates: Mapping[str, np.ndarray]
+    candidates: "Mapping[str, np.ndarray]"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def read_call(route: "DifferentiableRoute", inputs: Mapping[str, Any]) -> Call:
     return Call(inputs, route.text(inputs), candidate_masks(route, given))
 
 
-def candidate_masks(route: "DifferentiableRoute", given: Any) -> dict[str, np.ndarray]:
+def candidate_masks(route: "DifferentiableRoute", given: Any) -> "dict[str, np.ndarray]":
     """By field, bool [k], which options can be chosen; fields that are not in it have them all, as with None.
 
     Raises:
@@ -84,7 +85,7 @@ def candidate_masks(route: "DifferentiableRoute", given: Any) -> dict[str, np.nd
     return {name: _mask(route.field(name), names) for name, names in given.items()}
 
 
-def policies(route: "DifferentiableRoute", call: Call, vector: np.ndarray) -> Policies:
+def policies(route: "DifferentiableRoute", call: Call, vector: "np.ndarray") -> Policies:
     """The policy of every field for a call's vector, and whether the guard lets the route decide by it."""
     found = {}
     for field in route.fields:
@@ -181,7 +182,7 @@ def _declined(
     )
 
 
-def _mask(field: DecisionField, names: Any) -> np.ndarray:
+def _mask(field: DecisionField, names: Any) -> "np.ndarray":
     names = [names] if isinstance(names, str) else list(names)
     if field.kind != "choice":
         raise RouteError(f"candidates for {field.name!r}, which is no choice among options: leave them out.")
@@ -191,6 +192,8 @@ def _mask(field: DecisionField, names: Any) -> np.ndarray:
             + (f"{unknown} are no options; " if names else "there is none to choose; ")
             + f"its options are {list(field.option_names)}."
         )
+    import numpy as np
+
     mask = np.zeros(len(field.options), dtype=bool)
     mask[[field.positions[name] for name in names]] = True
     return mask

@@ -5,10 +5,9 @@ import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import dspy
-import numpy as np
 from dspy.adapters.utils import annotation_allows_none, format_field_value
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -23,6 +22,9 @@ from dspy_router.decision_types import (
 )
 from dspy_router.errors import RouteError
 from dspy_router.options import Option, Tools, parse_tools, require_distinct
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class DecisionField:
         [confidence] = confidences
         return confidence
 
-    def policy(self, head: Any, vectors: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
+    def policy(self, head: Any, vectors: "np.ndarray", candidates: "np.ndarray | None" = None) -> "np.ndarray":
         """Probabilities [n, k] of the options for vectors [n, d], by the route's head among the output's candidates."""
         policy: np.ndarray = head[self.name].policy(vectors, candidates)
         return policy

@@ -7,18 +7,21 @@ whatever is learned from booleans is learned from lists, and what the options ha
 
 import copy
 import enum
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin
 
-import numpy as np
 from pydantic.fields import FieldInfo
 
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
 from dspy_router.options import Option
+
+if TYPE_CHECKING:
+    import numpy as np
 
 COLLECTIONS = (list, tuple, set, frozenset)  # in which options are given; what a route gives is a list
 YES, NO = Option("True", value=True), Option("False", value=False)
@@ -80,7 +83,7 @@ class ListField(DecisionField):
 
     def confidence(self, confidences: Sequence[float]) -> float:
         """See `DecisionField`: the probability of the whole list, the options taken as independent."""
-        return float(np.prod(confidences))
+        return math.prod(confidences)
 
     def members(self, value: Any) -> frozenset[int] | None:
         """The options in a list, tuple or set, by index; None if something else is in it, or it is none of these."""
@@ -143,8 +146,10 @@ class MemberField(DecisionField):
         """See `DecisionField`."""
         return self.owner.strays(value)
 
-    def policy(self, head: Any, vectors: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
+    def policy(self, head: Any, vectors: "np.ndarray", candidates: "np.ndarray | None" = None) -> "np.ndarray":
         """See `DecisionField`: float64 [n, 2], the probabilities of True and False."""
+        import numpy as np
+
         within: np.ndarray = head[self.owner.name].policy(vectors, candidates)[..., self.member]
         return np.stack([within, 1.0 - within], axis=-1)
 

@@ -1,11 +1,12 @@
 """Probabilities of options by name: a dict, or where the options are very many a view of the array."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from dspy_router.errors import RouteError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Up to so many options a dict adds about 1 % to the time of a decision; among 100,000 it would double it.
 MANY = 2_000
@@ -23,6 +24,7 @@ class Probabilities(Mapping[str, float]):
         candidates: Bool [k]: the options that the mapping holds, at least one; all by default.
 
     Example:
+        >>> import numpy as np
         >>> names, values = ("fig", "date", "lime"), np.array([0.25, 0.0, 0.75])
         >>> fruit = Probabilities(names, {"fig": 0, "date": 1, "lime": 2}, values, np.array([True, False, True]))
         >>> dict(fruit), fruit.likeliest(1), "date" in fruit
@@ -35,22 +37,30 @@ class Probabilities(Mapping[str, float]):
         self,
         names: Sequence[str],
         positions: Mapping[str, int],
-        values: np.ndarray,
-        candidates: np.ndarray | None = None,
+        values: "np.ndarray",
+        candidates: "np.ndarray | None" = None,
     ) -> None:
         self._names = names
         self._positions = positions
-        self._values = values.astype(np.float32)
+        self._values = values.astype("f4")
         self._candidates = candidates
 
     def likeliest(self, k: int) -> dict[str, float]:
         """The k likeliest options, at least one, likeliest first; ties in the declared order."""
-        values = self._values if self._candidates is None else np.where(self._candidates, self._values, -1.0)
+        values = self._values
+        if self._candidates is not None:
+            values = values.copy()
+            values[~self._candidates] = -1.0
         k = min(k, len(self))
         # All that reach the k-th largest value, so that among equal ones the first declared are taken.
-        least = values.max() if k == 1 else np.partition(values, -k)[-k]
-        reach = np.flatnonzero(values >= least)
-        order = reach[np.argsort(-values[reach], kind="stable")[:k]]
+        if k == 1:
+            least = values.max()
+        else:
+            parted = values.copy()
+            parted.partition(-k)
+            least = parted[-k]
+        reach = (values >= least).nonzero()[0]
+        order = reach[(-values[reach]).argsort(kind="stable")[:k]]
         return {self._names[place]: float(values[place]) for place in order.tolist()}
 
     def __getitem__(self, name: str) -> float:
@@ -62,10 +72,10 @@ class Probabilities(Mapping[str, float]):
     def __iter__(self) -> Iterator[str]:
         if self._candidates is None:
             return iter(self._names)
-        return (self._names[place] for place in np.flatnonzero(self._candidates).tolist())
+        return (self._names[place] for place in self._candidates.nonzero()[0].tolist())
 
     def __len__(self) -> int:
-        return len(self._values) if self._candidates is None else int(np.count_nonzero(self._candidates))
+        return len(self._values) if self._candidates is None else int(self._candidates.sum())
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name!r}: {value:.4g}" for name, value in self.likeliest(3).items())
@@ -76,18 +86,18 @@ class Probabilities(Mapping[str, float]):
 
 
 def by_name(
-    names: Sequence[str], positions: Mapping[str, int], values: np.ndarray, candidates: np.ndarray | None = None
+    names: Sequence[str], positions: Mapping[str, int], values: "np.ndarray", candidates: "np.ndarray | None" = None
 ) -> Mapping[str, float]:
     """A dict from the candidates' names to their probabilities; `Probabilities` where they are more than `MANY`.
 
     The arguments are those of `Probabilities`.
     """
-    count = len(values) if candidates is None else int(np.count_nonzero(candidates))
+    count = len(values) if candidates is None else int(candidates.sum())
     if count > MANY:
         return Probabilities(names, positions, values, candidates)
     if candidates is None:
         return dict(zip(names, values.tolist(), strict=True))
-    open_ = np.flatnonzero(candidates).tolist()
+    open_ = candidates.nonzero()[0].tolist()
     return {names[place]: value for place, value in zip(open_, values[open_].tolist(), strict=True)}
 
 

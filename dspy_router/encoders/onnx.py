@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from dspy_router.encoders.base import Encoder, Fingerprint, warn_of_truncation
 from dspy_router.encoders.batching import MOST_WORKERS, batch_of_like_lengths
 from dspy_router.encoders.cache import VectorCache
-from dspy_router.encoders.onnx_int8 import int8_graph
 from dspy_router.encoders.weights import (
     DEFAULT_MODEL,
     INT8_FILE_SHA256,
@@ -200,6 +199,8 @@ def _load(model: str, arithmetic: Arithmetic) -> _Loaded:
             "pip install 'dspy-router[onnx]', or use SentenceEncoder, which needs only torch."
         ) from error
     file, folder = _files(model)
+    from dspy_router.encoders.onnx_int8 import int8_graph
+
     in_int8 = arithmetic == "int8" and is_default(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
