@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.special import expit, logsumexp
 from torch import Tensor
 
 from dspy_router.heads import PRIOR_SCALE, ZERO_SHOT_TEMPERATURE, OptionHead
@@ -76,7 +75,7 @@ class ListHead(OptionHead):
         Raises:
             ValueError: As for `OptionHead`.
         """
-        found: np.ndarray = expit(self._decided(vectors, candidates))
+        found: np.ndarray = np.exp(-np.logaddexp(0.0, -self._decided(vectors, candidates)))
         return found
 
     def logits(self, vectors: np.ndarray) -> np.ndarray:
@@ -107,7 +106,7 @@ class ListHead(OptionHead):
             logits = np.where(candidates, logits, -np.inf)
         if not self.apart:
             none = np.full((*logits.shape[:-1], 1), float(self.scale) * NO_FIT / float(self.temperature))
-            logits = logits - logsumexp(np.concatenate([logits, none], axis=-1), axis=-1, keepdims=True)
+            logits = logits - np.logaddexp.reduce(np.concatenate([logits, none], axis=-1), axis=-1, keepdims=True)
             logits = logits - np.log(FAIR_SHARE)
         return logits
 

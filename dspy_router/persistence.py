@@ -45,6 +45,8 @@ from dspy_router.training_record import TrainingRecord
 
 logger = logging.getLogger(__name__)
 
+_told_of_form: set[tuple[Fingerprint, Fingerprint]] = set()
+
 FORMAT = "dspy_router.route"
 VERSION = 3
 KEYS = {
@@ -175,6 +177,9 @@ def require_same_encoder(saved: Fingerprint, encoder: Encoder) -> None:
     if saved == own:
         return
     if same_model(saved, own):
+        if (saved, own) in _told_of_form:  # DSPy loads everything twice, on a copy at first
+            return
+        _told_of_form.add((saved, own))
         logger.warning(
             "The route was saved with the encoder %s and is used with %s: the same model in another form. A few "
             "decisions in a thousand differ, and a guard promises nothing until guard() is called again.", saved, own,

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import logsumexp
 
 from dspy_router.learning.familiarity import decision_score
 from dspy_router.list_heads import ListHead
@@ -37,7 +36,7 @@ def route_scores(
             scores.append(head.certainty(vectors, mask))
         elif reference is None:
             logits = head.logits(vectors)
-            scores.append(logsumexp(logits if mask is None else logits[:, mask], axis=1).astype(np.float64))
+            scores.append(np.logaddexp.reduce(logits if mask is None else logits[:, mask], axis=1, dtype=np.float64))
         else:
             scores.append(decision_score(reference, head.logits(vectors), vectors, mask))
     least: np.ndarray = np.min(scores, axis=0)

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import KFold
 
 from dspy_router.learning.mahalanobis import RelativeMahalanobis
 from dspy_router.learning.reference import KEPT, KEPT_AN_OPTION, SCORES, TEXT_LENGTH, Reference
@@ -189,6 +188,8 @@ def _sample(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _folds(rows: int, seed: int) -> list[np.ndarray]:
+    from sklearn.model_selection import KFold  # needed here alone, and heavy: a route that only decides does without
+
     return [left for _, left in KFold(FOLDS, shuffle=True, random_state=seed).split(np.zeros(rows))]
 
 

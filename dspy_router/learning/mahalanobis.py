@@ -10,7 +10,6 @@ shrunk as in Ledoit and Wolf 2004, "A Well-Conditioned Estimator for Large-Dimen
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.covariance import ledoit_wolf
 
 FEWEST_FREE = 10  # rows beyond one an option, for a covariance within options
 
@@ -63,6 +62,8 @@ class RelativeMahalanobis:
 
 
 def _covariance(centered: np.ndarray) -> np.ndarray:
+    from sklearn.covariance import ledoit_wolf  # needed here alone, and heavy: a route that only decides does without
+
     covariance = ledoit_wolf(centered, assume_centered=True)[0]
     # Rows that are all alike leave nothing to invert; unit vectors differ by more than this.
     return covariance + 1e-6 * np.eye(len(covariance))

@@ -23,9 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from scipy.special import log_softmax
-from sklearn.model_selection import KFold
 
 from dspy_router.heads import OptionHead
 from dspy_router.learning.fit import FitSettings, fit_head
@@ -88,6 +85,9 @@ def fit_transfer(
         raise ValueError(
             f"{len(vectors)} vectors, targets of shape {rows.target.shape} and {len(head.bias)} options do not fit."
         )
+    from scipy.optimize import minimize  # needed here alone, and heavy: a route that only decides does without
+    from sklearn.model_selection import KFold
+
     described = head.option_vectors.cpu().numpy()
     labels = _labels(rows)
     counts = np.bincount(labels[labels >= 0], minlength=len(described))
@@ -211,6 +211,8 @@ class _Trial:
     def loss(self, scale: float, offset: float) -> float:
         """Negative mean log-likelihood, of new and own options' rows in equal parts, of the sharpened logits."""
         logits = np.concatenate([self.own, scale * self.added + offset], axis=1)
+        from scipy.special import log_softmax
+
         likelihood = log_softmax(SHARPNESS * logits, axis=1)[np.arange(len(logits)), self.labels]
         is_new = self.labels >= self.own.shape[1]
         return -float(likelihood[is_new].mean() + likelihood[~is_new].mean())

@@ -48,9 +48,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import logsumexp
-from scipy.stats import binom
 
 from dspy_router.errors import RouteError
 
@@ -212,17 +209,20 @@ def _allowed(log_p_values: np.ndarray, delta: float, start: int) -> np.ndarray:
 
 def _log_p_values(losses: np.ndarray, rounded: np.ndarray, risk: float, kind: LossKind) -> np.ndarray:
     """Log p-values of "the mean loss is above the risk", for the first 1, 2, ... n rows: float64 [n]."""
+    from scipy.stats import binom  # needed here alone, and heavy: a route that only decides does without
+
     tail = binom.logcdf(np.cumsum(rounded), np.arange(1, len(rounded) + 1), risk)
     if kind == "0/1":
         return tail
     with np.errstate(divide="ignore"):  # the largest stake is lost to a loss of 1
         growth = np.log1p(STAKES[:, None] / (1 - risk) * (risk - losses))
-    wealth = logsumexp(np.cumsum(growth, axis=1), axis=0) - math.log(len(STAKES))
+    wealth = np.logaddexp.reduce(np.cumsum(growth, axis=1), axis=0) - math.log(len(STAKES))
     return np.minimum(math.log(2) + np.minimum(tail, -wealth), 0.0)
 
 
 def _bound(losses: np.ndarray, rounded: np.ndarray, risk: float, delta: float, kind: LossKind) -> float:
     """The smallest risk that is rejected at level δ, given that `risk` is."""
+    from scipy.optimize import brentq
 
     def excess(level: float) -> float:
         return float(_log_p_values(losses, rounded, level, kind)[-1] - math.log(delta))
