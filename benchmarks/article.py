@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean
 from typing import Literal
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -25,12 +25,11 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import dspy
 import litellm
 from agent_tasks import Answer, Task, World, planned_steps, right, routed_agent, world
-from common import print_table
+from common import print_table, quartiles
 from scripted_lm import scripted_lm
 from tqdm.auto import tqdm
 
 from dspy_router import RoutedAgent, RouteFinetune
-from dspy_router.agent import Progress
 from dspy_router.costs import call_cost
 
 TASKS, TRAINING_TASKS, STEPS = 40, 120, 6
@@ -95,14 +94,22 @@ def main() -> None:
     """Print both tables and draw the picture."""
     arguments = _arguments()
     tasks = world(seed=0, tasks=TASKS)
-    trails = [trail(depth, seed=0) for depth in DEPTHS]
-    with planner_lm(arguments, [*tasks.tasks, *(task for one in trails for task in one.tasks)]) as lm:
+    followed = trails(seed=0)
+    with planner_lm(arguments, [*tasks.tasks, *followed.tasks]) as lm:
         print_table(
             f"{TASKS} search-and-calculator tasks of 1 to 3 calls, {lm.model}, priced as {arguments.price_as}",
-            ("planned by", "LM calls", "tokens in", "tokens out", "$ per 1,000", "seconds, median", "right, %"),
+            (
+                "planned by",
+                "LM calls",
+                "tokens in",
+                "tokens out",
+                "$ per 1,000",
+                "seconds: median (quartiles)",
+                "right, %",
+            ),
             [programs_row(*entry, tasks, lm, arguments.price_as) for entry in programs(tasks).items()],
         )
-        growth = context_growth(trails, lm, arguments.price_as)
+        growth = context_growth(followed, lm, arguments.price_as)
     print_table(
         "One trail of so many calls: prompt tokens of the whole run, and of its last prompt",
         ("calls", "ReAct: LM calls", "all", "last", "route: LM calls", "all", "last", "less results", "route / ReAct"),
@@ -137,13 +144,14 @@ def programs_row(name: str, program: dspy.Module, tasks: World, lm: dspy.LM, mod
     runs = [measured(program, task, lm, model) for task in tqdm(tasks.tasks, desc=name, unit="task", delay=2)]
     read, written = fmean(sum(run.prompts) for run in runs), fmean(run.written for run in runs)
     price = call_cost(model, round(1000 * read), round(1000 * written))
+    low, middle, high = quartiles([run.seconds for run in runs])
     return [
         name,
         f"{fmean(len(run.prompts) for run in runs):.2f}",
         f"{read:.0f}",
         f"{written:.0f}",
         "unknown" if price is None else f"{price:.3f}",
-        f"{median(run.seconds for run in runs):.3f}",
+        f"{middle:.3f} ({low:.3f}-{high:.3f})",
         f"{100 * fmean(run.right for run in runs):.1f}",
     ]
 
@@ -168,33 +176,30 @@ def measured(program: dspy.Module, task: Task, lm: dspy.LM, model: str) -> Run:
     )
 
 
-def trail(depth: int, *, seed: int) -> World:
-    """A trail of so many pages, each of which names the next, and the task to follow it."""
-    places = [f"Stone{chr(ord('A') + step)}{10 * seed + depth}" for step in range(depth)]
-    pages = {place: f"The trail leads on to {after}." for place, after in pairwise(places)}
-    pages[places[-1]] = f"The trail ends here, with treasure number {100 * seed + 7 * depth}."
-    question = f"Which number has the treasure at the end of the trail that begins at {places[0]}?"
-    queries = [question, *(pages[place] for place in places[:-1])]
-    task = Task(question, str(100 * seed + 7 * depth), tuple(("search", {"query": query}) for query in queries),
-                tuple(pages.values()))  # fmt: skip
-    return World(pages, (task,))
+def trails(*, seed: int) -> World:
+    """Trails of one to ten pages, each of which names the next, and the tasks to follow them."""
+    pages: dict[str, str] = {}
+    tasks = []
+    for depth in DEPTHS:
+        places = [f"Stone{chr(ord('A') + step)}{10 * seed + depth}" for step in range(depth)]
+        treasure = str(100 * seed + 7 * depth)
+        own = {place: f"The trail leads on to {after}." for place, after in pairwise(places)}
+        own[places[-1]] = f"The trail ends here, with treasure number {treasure}."
+        question = f"Which number has the treasure at the end of the trail that begins at {places[0]}?"
+        queries = [question, *(own[place] for place in places[:-1])]
+        plan = tuple(("search", {"query": query}) for query in queries)
+        tasks.append(Task(question, treasure, plan, tuple(own.values())))
+        pages |= own
+    return World(pages, tuple(tasks))
 
 
-def context_growth(trails: Sequence[World], lm: dspy.LM, model: str) -> list[tuple[Run, Run]]:
+def context_growth(tasks: World, lm: dspy.LM, model: str) -> list[tuple[Run, Run]]:
     """For each trail the run of `dspy.ReAct` and of a route that has learned from other trails."""
-    training = World({}, tuple(task for depth in DEPTHS for task in trail(depth, seed=1).tasks))
     steps = max(DEPTHS) + 1
-
-    def next_page(progress: Progress) -> dict[str, str]:
-        return {"query": progress.results[-1].text if progress.results else progress.request}
-
-    found = []
-    for one in trails:
-        agent = RoutedAgent(Answer, one.tools, max_iters=steps, args={"search": next_page, "calculator": "lm"})
-        react = dspy.ReAct(Answer, one.tools, max_iters=steps)
-        [task] = one.tasks
-        found.append((measured(react, task, lm, model), measured(trained(agent, training), task, lm, model)))
-    return found
+    react = dspy.ReAct(Answer, tasks.tools, max_iters=steps)
+    agent = trained(routed_agent(tasks), trails(seed=1))
+    agent.max_iters = steps
+    return [(measured(react, task, lm, model), measured(agent, task, lm, model)) for task in tasks.tasks]
 
 
 def draw(growth: Sequence[tuple[Run, Run]], path: str) -> None:

@@ -91,15 +91,19 @@ def run_evidence(routes: Routes, tried: Iterable[Feedback], reading: RewardReadi
 def open_options(
     routes: Routes, evidence: RunEvidence[FieldKey], tried: Iterable[Feedback]
 ) -> dict[FieldKey, np.ndarray]:
-    """The options, bool [n, k], that could be chosen at every decision in the evidence: its candidates."""
-    seen = {(row.route, row.field, row.example, row.text): set(row.candidates) for row in tried}
+    """The options, bool [n, k], that could be chosen at every decision in the evidence: its candidates.
+
+    Those of a log say nothing here: options may have been added since.
+    """
+    rollouts = [row for row in tried if row.source == "rollout"]
+    seen = {(row.route, row.field, row.example, row.text): row.candidates for row in rollouts}
     found = {}
     for key, options in option_numbers(routes).items():
         found[key] = np.ones((len(evidence.decisions[key]), len(options)), bool)
         for mask, decided in zip(found[key], evidence.decisions[key], strict=True):
             candidates = seen.get((*key, str(decided.example), decided.text))
             if candidates and len(candidates) < len(options):
-                mask[:] = [option in candidates for option in options]
+                mask[:] = np.isin(list(options), candidates)
     return found
 
 
