@@ -3,8 +3,9 @@
     python benchmarks/make_data.py SOURCE
 
 SOURCE holds the folders `snips`, `clinc150` and `banking77` with gzipped JSON lines of `text` and the label,
-`routellm_mmlu/mmlu.jsonl.gz` with `prompt` and whether each LLM was right, and `bfcl` with `messages`, `functions` and
-the right one (`answer`, where one is), converted from the repositories named in `benchmarks/data/README.md`.
+`routellm_mmlu/mmlu.jsonl.gz` with `prompt` and whether each LLM was right, `bfcl` with `messages`, `functions` and the
+right one (`answer`, where one is), and `tau_bench/airline_gpt4o.jsonl.gz` with tau-bench's own results, converted from
+the repositories named in `benchmarks/data/README.md`.
 """
 
 import gzip
@@ -41,6 +42,12 @@ def outcomes(path: Path) -> list[dict[str, Any]]:
     return [{"text": row["prompt"]} | {short: int(row[llm]) for llm, short in LLMS.items()} for row in read(path)]
 
 
+def dialogue(row: dict[str, Any]) -> dict[str, Any]:
+    """A recorded run without the instructions, which are the same in all, and without what the task's author knows."""
+    messages = [message for message in row["traj"] if message["role"] != "system"]
+    return {"traj": messages} | {key: row[key] for key in ("task_id", "trial", "reward")}
+
+
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # No name and no time in the header, so that the same rows give the same file.
@@ -60,6 +67,8 @@ def main(source: Path) -> None:
     write(HERE / "data" / "routellm_mmlu" / "outcomes.jsonl.gz", rows)
     for part in FUNCTION_CALLS:
         write(HERE / "data" / "bfcl" / f"{part}.jsonl.gz", read(source / "bfcl" / f"{part}.jsonl.gz"))
+    rows = [dialogue(row) for row in read(source / "tau_bench" / "airline_gpt4o.jsonl.gz")]
+    write(HERE / "data" / "tau_bench" / "airline.jsonl.gz", rows)
     train = labelled(source / "snips" / "train.jsonl.gz", "tool")
     random.Random(0).shuffle(train)
     tools = sorted({row["label"] for row in train})

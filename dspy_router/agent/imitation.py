@@ -64,9 +64,13 @@ def imitation_rows(
     candidates: Sequence[str],
     field: str = "next_tool",
     route: str = "",
-    failed: float = 0.0,
+    failed: float = 0.5,
 ) -> list[Feedback]:
     """A teacher's row for every step, weighted by its run's reward r: failed + (1 - failed) · r.
+
+    A run may fail by one wrong step among many right ones. On tau-bench's airline dialogues, where six runs in ten
+    failed, leaving those out costs 9 points on steps that call a tool (`benchmarks/tau_bench.py`); at half the weight
+    nothing is lost.
 
     Args:
         episodes: Recorded runs.

@@ -90,6 +90,8 @@ def episode(task: str, first: str, reward: float, *, trial: int = 0) -> Episode:
 def test_rows_are_weighted_by_their_runs_reward() -> None:
     episodes = [episode("a", "search", 1.0), episode("b", "search", 0.5), episode("c", "search", 0.0)]
     weights = {row.run: row.weight for row in imitation_rows(episodes, candidates=NAMES)}
+    assert weights == {"a/0": 1.0, "b/0": 0.75, "c/0": 0.5}
+    weights = {row.run: row.weight for row in imitation_rows(episodes, candidates=NAMES, failed=0.0)}
     assert weights == {"a/0": 1.0, "b/0": 0.5}
     weights = {row.run: row.weight for row in imitation_rows(episodes, candidates=NAMES, failed=1.0)}
     assert weights == {"a/0": 1.0, "b/0": 1.0, "c/0": 1.0}

@@ -38,8 +38,8 @@ def test_an_agent_learns_from_the_metric_alone(scripted_lm: object, share: float
     agent, test = town_agent(), town_requests(20, seed=1)
     before = rightly_planned(agent, server, test)
     with dspy.context(lm=server.lm):
-        optimizer = RouteFinetune(metric=metric, max_metric_calls=240, num_threads=2, metric_noise=0.0)
-        trained = optimizer.compile(agent, trainset=town_requests(40))
+        optimizer = RouteFinetune(metric=metric, max_metric_calls=120, num_threads=2, metric_noise=0.0)
+        trained = optimizer.compile(agent, trainset=town_requests(24))
     assert before <= 0.5
     assert rightly_planned(trained, server, test) >= 0.9
     assert rightly_planned(agent, server, test) == before

@@ -1,5 +1,7 @@
 import copy
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,6 +145,17 @@ def test_pickling_keeps_the_settings_and_deepcopy_the_object() -> None:
     np.testing.assert_array_equal(copied.encode([STATE.to_text()]), encoder.encode([STATE.to_text()]))
     assert copied.fingerprint == encoder.fingerprint
     assert copy.deepcopy(encoder) is encoder
+
+
+def test_a_saved_route_asks_for_the_same_layout(tmp_path: Path) -> None:
+    def route(**settings: Any) -> DifferentiableRoute:
+        return DifferentiableRoute("state -> next", tools=TOOLS, encoder=StepEncoder(bag_of_words, TOOLS, **settings))
+
+    route(turns=1).save(tmp_path / "route.json")
+    route(turns=1).load(tmp_path / "route.json")
+    for other in ({"turns": 2}, {"turns": 1, "without": ("calls",)}):
+        with pytest.raises(RouteError, match="was saved with the encoder steps read by bag_of_words"):
+            route(**other).load(tmp_path / "route.json")
 
 
 def test_an_untrained_route_decides_by_descriptions() -> None:
