@@ -84,16 +84,17 @@ CLAIMS = {
         "[round(fmean(run.right for run in found), 1) for found in by_source.values()] == [1, 0.3, 0.6, 1, 1]",
         "0.25 < sum(sum(run.prompts) for run in by_source['an LM for both'])"
         " / sum(sum(run.prompts) for run in by_source['dspy.ReAct']) < 0.4",
-        "all(len(run.prompts) == len(task.plan) + 1"
-        " for run, task in zip(by_source['an LM for both'], tasks.tasks, strict=True) if run.right)",
+        "abs(fmean(len(run.prompts) for run in by_source['an LM for both'])"
+        " - fmean(len(task.plan) + 1 for task in tasks.tasks)) < 0.05",
         "fmean(curve[10]) + 0.05 < fmean(curve[120]) and fmean(never_seen) < 0.7",
         "120 < earned_back < 170",
     ],
     "06_routed_agent": [
+        "len(calls_of(prediction)) == 6 and '103320' in prediction.trajectory['observation_1']",
         "fmean(agree[0]) < 0.6 and fmean(agree[1]) > 0.8",
         "fmean(results['untrained'].right) < 0.7 and fmean(results['64 recorded runs'].right) > 0.9",
-        "fmean(results['200 metric calls'].right) < fmean(results['16 recorded runs'].right)"
-        " < fmean(results['16 recorded runs, 200 metric calls'].right)",
+        "fmean(results['100 metric calls'].right) < fmean(results['16 recorded runs'].right)"
+        " < fmean(results['16 recorded runs, 100 metric calls'].right)",
         "results[guarded_name].lm_calls < 0.6 * results['dspy.ReAct'].lm_calls",
         "fmean(results[guarded_name].right) >= fmean(results['64 recorded runs'].right)",
         "fmean(kept) >= 0.95 and len(mixed) > 10",
@@ -104,7 +105,7 @@ CLAIMS = {
         "float(gain[0].split()[0]) > 3 and float(gain[0].split('[')[1].split(',')[0]) > 0",
         "wrong['route, state'].mean() > 1 / 3 and wrong['route, state'][table.chosen != 'reply'].mean() > 0.5",
         "curves['route, state'].coverage_at(0.1) < 0.35",
-        "fmean(episode.reward for episode in first) < 0.5",
+        "max(succeeded) < 0.5",
     ],
 }
 
