@@ -32,6 +32,9 @@ benchmarks: $(VENV)/installed
 	$(PYTHON) benchmarks/decision_client.py
 	$(PYTHON) benchmarks/concurrency.py
 	$(PYTHON) benchmarks/risk.py
+	$(PYTHON) benchmarks/sets.py
+	$(PYTHON) benchmarks/article.py
+	$(PYTHON) benchmarks/tau_bench.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

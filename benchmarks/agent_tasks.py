@@ -62,13 +62,14 @@ class World:
 
 
 def calculator(expression: str) -> str:
-    """Work out arithmetic, such as (1950 - 1903) * 2."""
+    """Work out a sum written with + - * / and brackets."""
     return f"{_value(ast.parse(expression.replace(',', '').strip(), mode='eval').body):.12g}"
 
 
 def next_query(progress: Progress) -> dict[str, str]:
-    """What a search is for: what the question names, then what the last page names."""
-    return {"query": progress.results[-1].text if progress.results else progress.request}
+    """What a search is for: what the question names, then the capital or founder that the last page names."""
+    named = re.search(r"(?:Capital|Founder): (\w+)", progress.results[-1].text) if progress.results else None
+    return {"query": named.group(1) if named else progress.request}
 
 
 def routed_agent(world: World, **settings: object) -> RoutedAgent:
@@ -125,25 +126,27 @@ class _Facts:
         self.staff = 12 * generator.randint(5, 400)
         self.born = generator.randint(1900, 1945)
         self.asked = ""
-        pages[self.country] = f"A country on the coast. Capital: {self.city}. Area: {generator.randint(9, 99)}0 km2."
-        pages[self.city] = f"A city on a river. Founded in {self.founded}. Inhabitants: {self.people}."
-        pages[self.company] = f"A company that makes lamps. Founder: {self.person}. Employees: {self.staff}."
-        pages[self.person] = f"An engineer. Born in {self.born}. Children: {generator.randint(1, 6)}."
+        area = generator.randint(9, 99) * 10
+        pages[self.country] = f"{self.country} is a country on the coast. Capital: {self.city}. Area: {area} km2."
+        pages[self.city] = f"{self.city} is a city on a river. Founded in {self.founded}. Inhabitants: {self.people}."
+        lamps = f"{self.company} is a company that makes lamps."
+        pages[self.company] = f"{lamps} Founder: {self.person}. Employees: {self.staff}."
+        pages[self.person] = f"{self.person} is an engineer. Born in {self.born}. Children: {generator.randint(1, 6)}."
         self.pages = pages
 
     def say(self, *wordings: str) -> str:
         """One of the ways to ask."""
         return self.draw.choice(wordings)
 
-    def look_up(self, question: str, asked: object, *, through: bool = False) -> tuple[str, Plan]:
-        """A question that one page answers, or the page that the first one names."""
+    def look_up(self, question: str, asked: object, *, through: str | None = None) -> tuple[str, Plan]:
+        """A question that one page answers, or the page of what the first one names."""
         self.asked = str(asked)
         plan: Plan = (("search", {"query": question}),)
-        if through:
-            plan += (("search", {"query": World(self.pages, ()).search(question)}),)
+        if through is not None:
+            plan += (("search", {"query": through}),)
         return question, plan
 
-    def work_out(self, question: str, expression: str, *, through: bool = False) -> tuple[str, Plan]:
+    def work_out(self, question: str, expression: str, *, through: str | None = None) -> tuple[str, Plan]:
         """A question that takes a sum after the look-up."""
         _, plan = self.look_up(question, "", through=through)
         return question, (*plan, ("calculator", {"expression": expression}))
@@ -158,7 +161,7 @@ def _capitals_inhabitants(f: _Facts) -> tuple[str, Plan]:
     question = f.say(
         f"How many people live in the capital of {f.country}?", f"What is the population of {f.country}'s capital?"
     )
-    return f.look_up(question, f.people, through=True)
+    return f.look_up(question, f.people, through=f.city)
 
 
 def _share_of_capital(f: _Facts) -> tuple[str, Plan]:
@@ -167,7 +170,7 @@ def _share_of_capital(f: _Facts) -> tuple[str, Plan]:
         f"What is {word} the population of the capital of {f.country}?",
         f"How many people are {word} those who live in {f.country}'s capital?",
     )
-    return f.work_out(question, f"{f.people} / {parts}", through=True)
+    return f.work_out(question, f"{f.people} / {parts}", through=f.city)
 
 
 def _founder(f: _Facts) -> tuple[str, Plan]:
@@ -178,7 +181,7 @@ def _founders_birth(f: _Facts) -> tuple[str, Plan]:
     question = f.say(
         f"In which year was the founder of {f.company} born?", f"What is the birth year of {f.company}'s founder?"
     )
-    return f.look_up(question, f.born, through=True)
+    return f.look_up(question, f.born, through=f.person)
 
 
 def _founders_age(f: _Facts) -> tuple[str, Plan]:
@@ -186,7 +189,7 @@ def _founders_age(f: _Facts) -> tuple[str, Plan]:
     question = f.say(
         f"How old was the founder of {f.company} in {year}?", f"What was the age of {f.company}'s founder in {year}?"
     )
-    return f.work_out(question, f"{year} - {f.born}", through=True)
+    return f.work_out(question, f"{year} - {f.born}", through=f.person)
 
 
 def _founded(f: _Facts) -> tuple[str, Plan]:

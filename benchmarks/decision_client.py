@@ -12,7 +12,7 @@ from statistics import fmean
 
 import dspy
 import numpy as np
-from common import Row, accuracy, print_table, quartiles, sample_per_label
+from common import VECTORS, Row, accuracy, print_table, quartiles, sample_per_label
 from quality import labelled
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from tqdm.auto import tqdm
@@ -35,7 +35,7 @@ REQUESTS, ROUNDS = 50, 9
 
 def main() -> None:
     """Print both tables."""
-    encoder = SentenceEncoder(cache_size=100_000)
+    encoder = SentenceEncoder(cache_size=100_000, vector_cache=VECTORS)
     train, test = sample_per_label(labelled("snips", "train"), LABELS, 0), labelled("snips", "test")
     encoder.encode([row.text for row in [*train, *test]])
     print_table(

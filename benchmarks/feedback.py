@@ -24,7 +24,7 @@ import dspy
 import numpy as np
 import psutil
 from bandits import LinTS, LinUCB, SquareCB
-from common import DATA, Row, accuracy, examples, half_width, print_table, read
+from common import DATA, VECTORS, Row, accuracy, examples, half_width, print_table, read
 from tqdm.auto import tqdm
 
 from dspy_router import DifferentiableRoute, RouteFinetune, SentenceEncoder
@@ -52,7 +52,7 @@ def main() -> None:
     if options.memory_of_a_fit:
         print(memory_of_a_fit())
         return
-    encoder = SentenceEncoder(cache_size=100_000)
+    encoder = SentenceEncoder(cache_size=100_000, vector_cache=VECTORS)
     parts = (options.only,) if options.only else ("rewards", "noise", "decisions", "overhead")
     if "rewards" in parts:
         for dataset in ("clinc150", "banking77"):

@@ -19,6 +19,7 @@ from statistics import fmean, median
 
 import numpy as np
 from common import (
+    VECTORS,
     Row,
     accuracy,
     described_options,
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="draws of the SNIPS few-shot examples")
     parser.add_argument("--only", choices=DATASETS, help="one dataset")
     options = parser.parse_args()
-    encoder = SentenceEncoder(cache_size=100_000)
+    encoder = SentenceEncoder(cache_size=100_000, vector_cache=VECTORS)
     rows, chosen = [], [options.only] if options.only else DATASETS
     for dataset in chosen:
         encode(dataset, encoder)

@@ -19,7 +19,7 @@ from typing import Any
 
 import dspy
 import numpy as np
-from common import Row, examples, print_table, read, semantic_router, texts_and_labels
+from common import VECTORS, Row, examples, print_table, read, semantic_router, texts_and_labels
 from quality import untrained
 from scipy.special import logsumexp
 from semantic_router.calibration import Calibrator
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, help="folder for the figures, as PNG files")
     pictures = parser.parse_args().pictures
-    encoder = SentenceEncoder(cache_size=100_000)
+    encoder = SentenceEncoder(cache_size=100_000, vector_cache=VECTORS)
     for dataset, parts in (("clinc150", ("train", "test", "oos_test")), ("banking77", ("train", "test"))):
         encode(encoder, dataset, [row.text for part in parts for row in read(dataset, part)])
     figures, tables = {}, {}

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from dspy_router.agent.routed_agent import RoutedAgent
     from dspy_router.decision_client import DecisionClient
     from dspy_router.decisions import Decision, record_decisions
+    from dspy_router.encoders.onnx import OnnxEncoder
     from dspy_router.encoders.sentence import SentenceEncoder
+    from dspy_router.encoders.static import StaticEncoder
     from dspy_router.encoders.token import TokenEncoder
     from dspy_router.errors import RouteError
     from dspy_router.feedback import Feedback
@@ -27,11 +29,13 @@ _HOMES = {
     "DecisionClient": "decision_client",
     "DifferentiableRoute": "route",
     "Feedback": "feedback",
+    "OnnxEncoder": "encoders.onnx",
     "RouteError": "errors",
     "RouteFinetune": "optimizers.finetune",
     "RoutedAgent": "agent.routed_agent",
     "RoutedPredict": "split",
     "SentenceEncoder": "encoders.sentence",
+    "StaticEncoder": "encoders.static",
     "TokenEncoder": "encoders.token",
     "record_decisions": "decisions",
     "replace_predictor": "replace",
@@ -42,11 +46,13 @@ __all__ = [
     "DecisionClient",
     "DifferentiableRoute",
     "Feedback",
+    "OnnxEncoder",
     "RouteError",
     "RouteFinetune",
     "RoutedAgent",
     "RoutedPredict",
     "SentenceEncoder",
+    "StaticEncoder",
     "TokenEncoder",
     "record_decisions",
     "replace_predictor",

@@ -4,9 +4,8 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from tabulate import tabulate
-
 from dspy_router.learning.audit import DriftReport
+from dspy_router.tables import table
 
 ASSUMPTIONS = (
     "Whether a drawn decision comes to be judged does not depend on how good it was.",
@@ -106,7 +105,7 @@ class AuditReport:
             ("mean loss", "-" if self.loss is None else f"{self.loss:.4f} (at most {self.risk:g})"),
             ("wealth of the test", f"{self.wealth:.3g} (alarm at {1 / self.alpha:.3g})"),
         ]
-        return tabulate(lines, tablefmt=form, disable_numparse=True)
+        return table(lines, form=form)
 
     def _inputs(self) -> str:
         lines = ["Inputs: no scores to compare." if self.drift is None else str(self.drift)]

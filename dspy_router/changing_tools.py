@@ -4,8 +4,6 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
 from dspy_router.options import Tools, encode_options, parse_tools, require_distinct
@@ -31,6 +29,10 @@ def add_tools(route: "DifferentiableRoute", tools: Tools, field: str | None = No
     transfer = record.transfers.get(changed.name) if record is not None else None
     if transfer is None:
         head = head.with_added(torch.from_numpy(vectors))
+    elif changed.several:
+        own = torch.from_numpy(vectors) * transfer.scale
+        offsets = torch.full((len(options),), transfer.offset)
+        head = head.with_added(torch.from_numpy(vectors), head.temperature * own, head.temperature * offsets)
     else:
         head = with_new_options(head, vectors, transfer, trained=reference.trained if reference is not None else None)
     if reference is not None:
@@ -45,10 +47,10 @@ def remove_tools(route: "DifferentiableRoute", names: Collection[str], field: st
     if unknown := sorted(gone - set(changed.option_names)):
         raise RouteError(f"remove_tools: {unknown} are no tools of {changed.name!r}, which has {changed.option_names}.")
     stays = tuple(option for option in changed.options if option.name not in gone)
-    if len(stays) < 2:
+    if len(stays) < changed.fewest:
         raise RouteError(
             f"Without {sorted(gone)} the field {changed.name!r} would have {len(stays)} of {len(changed.options)} "
-            "tools: there would be nothing to decide. Leave at least two."
+            f"tools: there would be nothing to decide. Leave at least {'one' if changed.several else 'two'}."
         )
     head = route.head[changed.name].without([changed.option_names.index(name) for name in gone])
     record = route.learned.record
@@ -58,14 +60,15 @@ def remove_tools(route: "DifferentiableRoute", names: Collection[str], field: st
 
 
 def _changed_field(route: "DifferentiableRoute", name: str | None) -> DecisionField:
-    open_ = [field for field in route.fields if field.info.annotation is str]
+    open_ = [field for field in route.fields if field.one.annotation is str]
     if name is None and len(open_) == 1:
         return open_[0]
     field = route.field(name) if name is not None else None
     if field is None or field not in open_:
         raise RouteError(
             f"field={name!r}: the fields whose options come from tools are {[field.name for field in open_]}. Where "
-            "the signature lists the options, change the signature and train again; or declare the field as str."
+            "the signature lists the options, change the signature and train again; or declare the field as str, or "
+            "list[str]."
         )
     return field
 
@@ -86,12 +89,3 @@ def _change(
         tuple(field if each.name == field.name else each for each in learned.fields),
         RouteHead(list(heads), list(heads.values())),
     )
-
-
-def likeliest(probabilities: dict[str, float], k: int) -> dict[str, float]:
-    """The k likeliest options, likeliest first; ties in the declared order."""
-    if k < 1:
-        raise RouteError(f"k={k}: give a number of options, at least one.")
-    names = list(probabilities)
-    order = np.argsort(-np.array([probabilities[name] for name in names]), kind="stable")[:k]
-    return {names[index]: probabilities[names[index]] for index in order}

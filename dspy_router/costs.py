@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tabulate import tabulate
-
 from dspy_router.errors import RouteError
+from dspy_router.tables import table
 
 # The article's accounting: an LM-planned run plans, interprets the tool's result and answers; a routed run answers.
 PLANNED_CALLS, ROUTED_CALLS = 3, 1
@@ -35,7 +34,7 @@ class RunCosts:
             ["saved", PLANNED_CALLS - ROUTED_CALLS, "", f"{1 - self.routed / self.planned:.0%}"],
         ]
         headers = ["planner", "LM calls a run", "tokens a run", f"$ per 1,000 runs ({self.model})"]
-        return tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "right", "right", "right"))
+        return table(rows, headers=headers, colalign=("left", "right", "right", "right"))
 
 
 def run_costs(model: str = "gpt-4.1", *, tokens_in: int = TOKENS_IN, tokens_out: int = TOKENS_OUT) -> RunCosts:

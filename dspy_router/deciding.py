@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dspy
-import numpy as np
 
 from dspy_router.decision_types import selected
 from dspy_router.decisions import Decision, announce, decide
 from dspy_router.errors import AbstainError, RouteError
 from dspy_router.fields import DecisionField
+from dspy_router.probabilities import by_name
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dspy_router.route import DifferentiableRoute
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ class Call:
 
     inputs: Mapping[str, Any]
     text: str
-    candidates: Mapping[str, np.ndarray]
+    candidates: "Mapping[str, np.ndarray]"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Policies:
     """
 
     call: Call
-    probabilities: Mapping[str, dict[str, float]]
+    probabilities: Mapping[str, Mapping[str, float]]
     score: float | None
     declined: bool
 
@@ -65,7 +67,7 @@ def read_call(route: "DifferentiableRoute", inputs: Mapping[str, Any]) -> Call:
     return Call(inputs, route.text(inputs), candidate_masks(route, given))
 
 
-def candidate_masks(route: "DifferentiableRoute", given: Any) -> dict[str, np.ndarray]:
+def candidate_masks(route: "DifferentiableRoute", given: Any) -> "dict[str, np.ndarray]":
     """By field, bool [k], which options can be chosen; fields that are not in it have them all, as with None.
 
     Raises:
@@ -83,14 +85,13 @@ def candidate_masks(route: "DifferentiableRoute", given: Any) -> dict[str, np.nd
     return {name: _mask(route.field(name), names) for name, names in given.items()}
 
 
-def policies(route: "DifferentiableRoute", call: Call, vector: np.ndarray) -> Policies:
+def policies(route: "DifferentiableRoute", call: Call, vector: "np.ndarray") -> Policies:
     """The policy of every field for a call's vector, and whether the guard lets the route decide by it."""
     found = {}
     for field in route.fields:
         mask = call.candidates.get(field.name)
-        policy = route.head[field.name].policy(vector, mask).tolist()
-        open_ = range(len(policy)) if mask is None else np.flatnonzero(mask).tolist()
-        found[field.name] = {field.option_names[index]: policy[index] for index in open_}
+        policy = route.head[field.name].policy(vector, mask)
+        found[field.name] = by_name(field.option_names, field.positions, policy, mask)
     guard, scoring = route.learned.guard, dspy.settings.get("_route_scoring", False)
     if guard is None and not scoring:
         return Policies(call, found, None, False)
@@ -119,17 +120,24 @@ def settled(route: "DifferentiableRoute", thought: Policies, answer: Any = None)
     Raises:
         AbstainError: If the route declines, has no fallback and is to raise then.
     """
-    text, outputs, decisions = thought.call.text, {}, {}
+    text, outputs = thought.call.text, {}
+    decisions: dict[str, Decision] = {}
     for field in route.fields:
-        probabilities = thought.probabilities[field.name]
-        own = selected(field.kind, probabilities)
-        if thought.declined:
-            decision, outputs[field.name] = _declined(field, thought, own, answer)
-            announce(route, decision)
+        made = []
+        for single, probabilities in field.single(thought.probabilities[field.name]):
+            own = selected(single.kind, probabilities)
+            if thought.declined:
+                decision = _declined(single, thought, probabilities, own, answer)
+                announce(route, decision)
+            else:
+                decision = decide(route, single.name, probabilities, own, text, score=thought.score)
+            made.append(decision)
+            decisions[single.name] = decision
+        if not thought.declined:
+            chosen = {decision.field: decision.name for decision in made}
+            outputs[field.name] = field.value_of(chosen, thought.probabilities[field.name])
         else:
-            decision = decide(route, field.name, probabilities, own, text, score=thought.score)
-            outputs[field.name] = field.typed(decision.name, probabilities, decision.confidence)
-        decisions[field.name] = decision
+            outputs[field.name] = None if answer is None else answer[field.name]
     if thought.declined and answer is None and route.on_abstain == "raise":
         guard = route.learned.guard
         raise AbstainError(
@@ -140,27 +148,26 @@ def settled(route: "DifferentiableRoute", thought: Policies, answer: Any = None)
     if answer is not None:
         outputs = {**dict(answer.items()), **outputs}
     evidence: dict[str, Any] = {"decisions": decisions}
-    if len(decisions) == 1:
-        evidence |= {
-            "decision": decision,
-            "probabilities": decision.probabilities,
-            "confidence": decision.confidence,
-        }
+    if len(route.fields) == 1:
+        if route.fields[0].name in decisions:  # a list has a decision for each option
+            evidence["decision"] = decision
+        evidence["probabilities"] = thought.probabilities[route.fields[0].name]
+        evidence["confidence"] = route.fields[0].confidence([decision.confidence for decision in made])
     return dspy.Prediction(**outputs, **{name: value for name, value in evidence.items() if name not in outputs})
 
 
-def _declined(field: DecisionField, thought: Policies, own: str, answer: Any) -> tuple[Decision, Any]:
-    """The decision that was not made, with the fallback's choice for its name where it is an option; and the output."""
-    probabilities = thought.probabilities[field.name]
-    output, name = None, own
+def _declined(
+    field: DecisionField, thought: Policies, probabilities: Mapping[str, float], own: str, answer: Any
+) -> Decision:
+    """The decision that was not made, with the fallback's choice for its name where it is an option."""
+    name = own
     if answer is not None:
-        if field.name not in answer:
+        if field.output not in answer:
             raise RouteError(
-                f"The fallback gave {list(answer.keys())}, without the field {field.name!r}. Its signature must have "
+                f"The fallback gave {list(answer.keys())}, without the field {field.output!r}. Its signature must have "
                 "the route's outputs."
             )
-        output = answer[field.name]
-        index = field.index_of(output)
+        index = field.index_of(answer[field.output])
         name = own if index is None else field.option_names[index]
     return Decision(
         field=field.name,
@@ -172,17 +179,21 @@ def _declined(field: DecisionField, thought: Policies, own: str, answer: Any) ->
         empty_input=not thought.call.text.strip(),
         abstained=True,
         score=thought.score,
-    ), output
+    )
 
 
-def _mask(field: DecisionField, names: Any) -> np.ndarray:
+def _mask(field: DecisionField, names: Any) -> "np.ndarray":
     names = [names] if isinstance(names, str) else list(names)
     if field.kind != "choice":
         raise RouteError(f"candidates for {field.name!r}, which is no choice among options: leave them out.")
-    if not names or (unknown := [name for name in names if name not in field.option_names]):
+    if not names or (unknown := [name for name in names if name not in field.positions]):
         raise RouteError(
             f"candidates={names!r} for {field.name!r}: "
             + (f"{unknown} are no options; " if names else "there is none to choose; ")
             + f"its options are {list(field.option_names)}."
         )
-    return np.isin(np.array(field.option_names, object), np.array(names, object))
+    import numpy as np
+
+    mask = np.zeros(len(field.options), dtype=bool)
+    mask[[field.positions[name] for name in names]] = True
+    return mask

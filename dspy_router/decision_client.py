@@ -48,7 +48,7 @@ class DecisionClient(dspy.BaseLM):
         callbacks: DSPy callbacks of this client.
 
     Raises:
-        RouteError: If both a route and an encoder are given.
+        RouteError: If both a route and an encoder are given, or the route decides a list.
 
     Example:
         >>> import dspy
@@ -75,6 +75,11 @@ class DecisionClient(dspy.BaseLM):
     ) -> None:
         if route is not None and encoder is not None:
             raise RouteError(f"encoder={encoder!r} and a route are two encoders: the route brings its own.")
+        if route is not None and (lists := [field.name for field in route.fields if field.several]):
+            raise RouteError(
+                f"{lists} take lists of options, which DSPy's decision requests cannot ask for. Call the route itself, "
+                "or put it in the predictor's place with replace_predictor."
+            )
         super().__init__(model=MODEL, cache=cache, callbacks=callbacks)
         self.route = route
         self._encoder = None if route is not None else as_encoder(encoder)

@@ -16,6 +16,7 @@ from dspy.adapters.types.decision import Choice, Noul, Score, decision_type
 from pydantic.fields import FieldInfo
 
 from dspy_router.options import Option, words
+from dspy_router.probabilities import likeliest_option
 
 DecisionKind = Literal["choice", "noul", "score"]  # as DSPy's decision requests name them
 
@@ -89,7 +90,7 @@ def selected(
         cuts = parameters.get("cuts", [level + 0.5 for level in range(len(probabilities) - 1)])
         mean = mean_level(probabilities)
         return str(sum(mean >= cut for cut in cuts))
-    likeliest = max(probabilities, key=probabilities.__getitem__)
+    likeliest = likeliest_option(probabilities)
     if "weights" not in parameters:
         return likeliest
     scores = {name: probability * parameters["weights"].get(name, 1.0) for name, probability in probabilities.items()}

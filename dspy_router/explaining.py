@@ -11,6 +11,8 @@ the five texts nearest to a SNIPS test request, trained on 1,050 rows, 99.9 % ha
 The texts are those of the `Reference`, so what is kept for explanations is what is kept anyway, and as bounded. An
 option without any there, as one added later, or all of an untrained route, has its description among the texts.
 
+Of a list, every option that is in it is explained, or the likeliest if none is: as a boolean, without nearest texts.
+
 Words. Each is left out in turn (Li, Monroe and Jurafsky 2016, "Understanding Neural Networks through Representation
 Erasure"), and the decision owes it the log-odds of the option against the runner-up that are lost. Of a text with more
 than `MOST_WORDS` words, runs of adjacent words are left out. What would have had to change is the smallest removal that
@@ -31,13 +33,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dspy_router.changing_tools import likeliest
 from dspy_router.deciding import Call, policies, read_call
 from dspy_router.decision_types import selected
 from dspy_router.explanation import Change, Explanation, FieldExplanation, Neighbour, WordEffect
 from dspy_router.fields import DecisionField
 from dspy_router.learning.familiarity import familiarity
 from dspy_router.learning.reference import TEXT_LENGTH
+from dspy_router.probabilities import likeliest
 from dspy_router.scoring import route_scores
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ LIKELIEST = 5  # options
 NEIGHBOURS = 5  # texts
 MOST_WORDS = 32  # left out in turn
 MOST_REMOVED = 5  # at once
+LEAST = 1e-300  # a probability whose log-odds are finite
 WORD = re.compile(r"\w+(?:['’\-]\w+)*")
 
 Span = tuple[int, int]
@@ -60,8 +63,9 @@ def explain(route: "DifferentiableRoute", inputs: Mapping[str, Any]) -> Explanat
     vectors = route.encoder.encode([call.text, *(without(call.text, [span]) for span in spans)])
     thought = policies(route, call, vectors[0])
     fields = {
-        field.name: _Explaining(route, field, call, spans, vectors).explanation(thought.probabilities[field.name])
+        single.name: _Explaining(route, single, call, spans, vectors).explanation(probabilities)
         for field in route.fields
+        for single, probabilities in field.explained(thought.probabilities[field.name])
     }
     guard = route.learned.guard
     score = route_scores(route, vectors[:1], call.candidates)[0] if thought.score is None else thought.score
@@ -144,7 +148,7 @@ class _Explaining:
     spans: list[Span]
     vectors: np.ndarray
 
-    def explanation(self, probabilities: dict[str, float]) -> FieldExplanation:
+    def explanation(self, probabilities: Mapping[str, float]) -> FieldExplanation:
         option = selected(self.field.kind, probabilities)
         others = {name: mass for name, mass in probabilities.items() if name != option}
         runner_up = next(iter(likeliest(others, 1)), None)
@@ -173,10 +177,13 @@ class _Explaining:
 
     def _margins(self, option: str, other: str) -> np.ndarray:
         """Log-odds, float [1 + words], of one option against another."""
-        logits = self.route.head[self.field.name].logits(self.vectors).astype(np.float64)
+        policy = np.log(np.maximum(self._policy(self.vectors), LEAST))
         first, second = (self.field.option_names.index(name) for name in (option, other))
-        margins: np.ndarray = logits[:, first] - logits[:, second]
+        margins: np.ndarray = policy[:, first] - policy[:, second]
         return margins
+
+    def _policy(self, vectors: np.ndarray) -> np.ndarray:
+        return self.field.policy(self.route.head, vectors, self.call.candidates.get(self.field.output))
 
     def _change(self, option: str, strongest: list[int]) -> Change | None:
         """The smallest removal that changes the decision: of any one word, or of several of these; then the surest."""
@@ -193,7 +200,7 @@ class _Explaining:
         """Those among the removals of words, with the vectors of what is left, that lead to another option."""
         open_ = self._open()
         names = [self.field.option_names[index] for index in open_]
-        policy = self.route.head[self.field.name].policy(vectors, self.call.candidates.get(self.field.name))
+        policy = self._policy(vectors)
         found = []
         for removed, row in zip(removals, policy[:, open_].tolist(), strict=True):
             probabilities = dict(zip(names, row, strict=True))
@@ -220,8 +227,11 @@ class _Explaining:
         return float(familiarity(self._reference, logits, vector, mask)[0])
 
     def _neighbours(self) -> tuple[Neighbour, ...]:
-        """The candidates' texts most like the input, each once; none for an input without a visible character."""
-        if not self.call.text.strip():
+        """The candidates' texts most like the input, each once; none for an input without a visible character.
+
+        An option of a list has none.
+        """
+        if not self.call.text.strip() or self.field.output != self.field.name:
             return ()
         head, open_, reference = self.route.head[self.field.name], self._open(), self._reference
         trained = np.array([], int) if reference is None else reference.text_options

@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from tabulate import tabulate
-
 from dspy_router.encoders.base import shortened
+from dspy_router.tables import table
 from dspy_router.tool_formats import one_line
 
 WORDS_SHOWN = 8  # of a field, those with the largest effects; the object has them all
@@ -136,11 +135,7 @@ class FieldExplanation:
                 [(near.option, f"{near.similarity:.2f}", _shown(near)) for near in self.neighbours],
             ),
         ]
-        return [
-            (title, tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True))
-            for title, headers, rows in contents
-            if rows
-        ]
+        return [(title, table(rows, headers=headers, form=form)) for title, headers, rows in contents if rows]
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,8 @@ class Explanation:
 
     Attributes:
         text: What the encoder read.
-        fields: One explanation an output field, by name, in the signature's order.
+        fields: One explanation an output field, by name, in the signature's order; of a list `topics`, one for each
+            option that is in it or for the likeliest, as `topics[billing]`.
         score: What a guard holds against its threshold: see `DifferentiableRoute.score`.
         threshold: The guard's; None without a guard, or with one that declines everything.
         abstains: Whether the guard would decline; None without a guard.

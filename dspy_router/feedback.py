@@ -10,11 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
-from tabulate import tabulate
-
 from dspy_router.errors import RouteError
 from dspy_router.late_rewards import LateReward, join_rewards
 from dspy_router.rotation import open_in_time_order
+from dspy_router.tables import table
 
 Source = Literal["label", "synthetic", "teacher", "rollout", "log"]
 
@@ -32,12 +31,13 @@ class Feedback:
         field: The output field decided.
         occurrence: Which of the route's calls in the run this was, from 0.
         text: The input text the encoder read.
-        candidates: Names of the options there were.
+        candidates: Names of the options there were; empty for all of the field's, where these are very many.
         chosen: The option taken.
         propensity: Probability with which it was taken, in (0, 1]; None if unknown.
         reward: The metric's number for the whole run; 1 for a label; None if not known (yet).
         sole: Whether the reward speaks of this decision alone: it was the run's only one, or was rewarded itself.
-        probabilities: The probability of each option by name, under whatever decided, if it gives them.
+        probabilities: The probability of each option by name, under whatever decided, if it gives them; of very many
+            options, of the likeliest.
         cost: Dollars the run's LM calls cost; None if unknown.
         tokens: Tokens the run's LM calls took; None if not counted.
         error: What the run or the metric raised, if anything.
@@ -119,11 +119,11 @@ class FeedbackTable:
     skipped: Mapping[str, int]
 
     def __str__(self) -> str:
-        return tabulate(self._lines(), headers=("feedback", "count"))
+        return table(self._lines(), headers=("feedback", "count"), disable_numparse=False)
 
     def _repr_html_(self) -> str:
         lines = [(escape(name), count) for name, count in self._lines()]
-        return str(tabulate(lines, headers=("feedback", "count"), tablefmt="unsafehtml"))
+        return table(lines, headers=("feedback", "count"), form="unsafehtml", disable_numparse=False)
 
     def _lines(self) -> list[tuple[str, int]]:
         return [

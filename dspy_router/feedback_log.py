@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 from weakref import WeakKeyDictionary
 
-from filelock import FileLock
-
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback, FeedbackTable, encoded, read_feedback_table, text_key
 from dspy_router.late_rewards import LateReward
+from dspy_router.probabilities import Probabilities, likeliest
 from dspy_router.rotation import rotate
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ LOCK_SECONDS = 10.0  # how long a writer waits for the others
 REQUEST_LOCK_SECONDS = 0.25  # the same inside a request, which must not stall
 LOCK_POLL_SECONDS = 0.001
 KEPT_DECISIONS = 1_000  # that a logged run holds in memory
+LOGGED = 20  # probabilities in a row, of so many options that all of them would make it megabytes long
 
 _failing: set[Path] = set()  # logs that this process could not write to when it last tried
 
@@ -118,6 +118,8 @@ class FeedbackLog:
         Raises:
             OSError: If that fails, or the lock is not free within `timeout` seconds.
         """
+        from filelock import FileLock  # not with the package: it takes its time
+
         data = b"".join(map(encoded, lines))
         # A lock of its own for every write: one made before a fork is refused in the child.
         with FileLock(f"{self.path}.lock").acquire(timeout=timeout, poll_interval=LOCK_POLL_SECONDS):
@@ -191,6 +193,8 @@ class LoggedRun(Sequence["Decision"]):
             calls[decision.field] += 1
             self._made += 1
             self._kept.append(decision)
+        many = isinstance(decision.probabilities, Probabilities)
+        every = many and len(decision.probabilities) == len(route.field(decision.field).options)
         with _dropped_on_failure(self.log.path):
             row = Feedback(
                 source="log",
@@ -198,12 +202,12 @@ class LoggedRun(Sequence["Decision"]):
                 route=next((name for name, known in self._routes.items() if known is route), ""),
                 field=decision.field,
                 text=decision.text,
-                candidates=tuple(decision.probabilities),
+                candidates=() if every else tuple(decision.probabilities),
                 chosen=decision.name,
                 propensity=decision.propensity,
                 reward=None,
                 occurrence=occurrence,
-                probabilities=dict(decision.probabilities),
+                probabilities=likeliest(decision.probabilities, LOGGED) if many else dict(decision.probabilities),
                 run=self.run,
                 id=decision.id,
                 encoder=route.encoder.fingerprint.weights[:16],

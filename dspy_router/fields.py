@@ -2,10 +2,10 @@
 
 import enum
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import dspy
 from dspy.adapters.utils import annotation_allows_none, format_field_value
@@ -23,10 +23,19 @@ from dspy_router.decision_types import (
 from dspy_router.errors import RouteError
 from dspy_router.options import Option, Tools, parse_tools, require_distinct
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 @dataclass(frozen=True)
 class DecisionField:
-    """One output field and the options it is decided among, in declaration order."""
+    """One output field and the options it is decided among, in declaration order.
+
+    It is decided by one decision, unless it is a `dspy_router.lists.ListField`, with a decision for each option.
+    """
+
+    several: ClassVar[bool] = False  # whether the value is a list
+    fewest: ClassVar[int] = 2  # options
 
     name: str
     options: tuple[Option, ...]
@@ -39,16 +48,67 @@ class DecisionField:
     @cached_property
     def declared_options(self) -> tuple[Option, ...]:
         """The options as the signature alone describes them; none where they come from tools."""
-        return _enum_options(self.info.annotation) or declared_options(self.name, self.info) or ()
+        return _enum_options(self.one.annotation) or declared_options(self.name, self.one) or ()
 
     @cached_property
     def option_names(self) -> tuple[str, ...]:
         """The options' names, in declaration order."""
         return tuple(option.name for option in self.options)
 
+    @property
+    def one(self) -> FieldInfo:
+        """How a single option is declared."""
+        return self.info
+
+    @property
+    def output(self) -> str:
+        """The output field that holds what is decided."""
+        return self.name
+
+    @property
+    def decides_first(self) -> bool:
+        """Whether it is the first decision of its output."""
+        return True
+
+    @property
+    def decision_fields(self) -> tuple["DecisionField", ...]:
+        """What is decided one by one."""
+        return (self,)
+
+    def single(self, probabilities: Mapping[str, float]) -> "list[tuple[DecisionField, Mapping[str, float]]]":
+        """The decisions to make, with the probabilities of their options; `probabilities` are the candidates'."""
+        return [(self, probabilities)]
+
+    def explained(self, probabilities: Mapping[str, float]) -> "list[tuple[DecisionField, Mapping[str, float]]]":
+        """Those of `single` that are worth explaining."""
+        return self.single(probabilities)
+
+    def plain(self, chosen: Mapping[str, str]) -> Any:
+        """The bare value that its decisions stand for: by their names, the options taken."""
+        return next(option.value for option in self.options if option.name == chosen[self.name])
+
+    def value_of(self, chosen: Mapping[str, str], probabilities: Mapping[str, float]) -> Any:
+        """The output's value as declared, for what its decisions have taken; `probabilities` are the candidates'."""
+        return self.typed(chosen[self.name], probabilities, probabilities[chosen[self.name]])
+
+    def confidence(self, confidences: Sequence[float]) -> float:
+        """That of the output, from those of its decisions."""
+        [confidence] = confidences
+        return confidence
+
+    def policy(self, head: Any, vectors: "np.ndarray", candidates: "np.ndarray | None" = None) -> "np.ndarray":
+        """Probabilities [n, k] of the options for vectors [n, d], by the route's head among the output's candidates."""
+        policy: np.ndarray = head[self.name].policy(vectors, candidates)
+        return policy
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """From each option's name to its place among the options."""
+        return {name: place for place, name in enumerate(self.option_names)}
+
     def typed(self, name: str, probabilities: Mapping[str, float], confidence: float) -> Any:
         """The option of that name as the signature declares it (an int for `Literal[1, 2]`, a `Choice`, ...)."""
-        return declared_value(self.info, self.options[self.option_names.index(name)], probabilities, confidence)
+        return declared_value(self.info, self.options[self.positions[name]], probabilities, confidence)
 
     def index_of(self, value: Any) -> int | None:
         """Where `value` (a label, or a decision object around one) stands among the options; None if nowhere.
@@ -64,6 +124,25 @@ class DecisionField:
                 return index
         name = str(value.value if isinstance(value, enum.Enum) else value)
         return next((index for index, option in enumerate(self.options) if option.name == name), None)
+
+    def strays(self, value: Any) -> list[str]:
+        """What is wrong with a value that has no index, as errors quote it."""
+        return [repr(plain_value(value))]
+
+
+def declared_field(name: str, info: FieldInfo) -> DecisionField:
+    """The field of an output, still without options.
+
+    Raises:
+        RouteError: If it is a collection that no route decides.
+    """
+    from dspy_router.lists import ListField, is_list  # made of what is above
+
+    return (
+        ListField(name, (), info)
+        if is_list(name, info.annotation)
+        else DecisionField(name, (), info, decision_kind(info))
+    )
 
 
 def decision_fields(signature: type[dspy.Signature], tools: Tools | None = None) -> tuple[DecisionField, ...]:
@@ -91,26 +170,28 @@ def decision_fields(signature: type[dspy.Signature], tools: Tools | None = None)
     used: set[str] = set()
     fields = []
     for name, info in signature.output_fields.items():
-        field = DecisionField(name, (), info, decision_kind(info))
-        if info.annotation is str:
+        field = declared_field(name, info)
+        if field.one.annotation is str:
             options = described
             if not options:
+                declared_as = "list[Literal[...]]" if field.several else "Literal[...]"
                 raise RouteError(
-                    f"Output field {name!r} is a plain str. If it names a tool, pass tools=[...]; if it takes one of "
-                    f"a few values, declare them: {name}: Literal[...]. Free text needs an LM: keep a dspy.Predict "
-                    "for this field."
+                    f"Output field {name!r} is a plain {_type_name(info.annotation)}. If it names tools, pass "
+                    f"tools=[...]; if it takes a few values, declare them: {name}: {declared_as}. Free text needs an "
+                    "LM: keep a dspy.Predict for this field."
                 )
         else:
             declared = field.declared_options
             if not declared:
                 raise RouteError(
                     f"Output field {name!r} has type {_type_name(info.annotation)}, which is not a decision. A route "
-                    "decides Literal[...], bool, Enum, Choice[...], Noul, Score[...], or a str field whose options "
-                    "come from tools=. Leave other fields to a dspy.Predict with a signature of their own."
+                    "decides Literal[...], bool, Enum, Choice[...], Noul, Score[...], a str field whose options come "
+                    "from tools=, or a list of Literal[...], Enum or such str. Leave other fields to a dspy.Predict "
+                    "with a signature of their own."
                 )
             options = tuple(_described(option, by_name) for option in declared)
         used.update(option.name for option in options)
-        if len(options) < 2:
+        if len(options) < field.fewest:
             raise RouteError(
                 f"Output field {name!r} has one option, {options[0].name!r}: there is nothing to decide. "
                 "Give at least two."

@@ -7,9 +7,9 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from dspy_router.learning.risk import RiskThreshold
+from dspy_router.tables import table
 
 MOST_SCORES = 500  # of the calibration rows, that are kept and saved
 ASSUMPTIONS = (
@@ -97,7 +97,7 @@ class GuardReport(RiskThreshold):
         ]
         if self.loss is not None:
             lines += [("mean loss of the kept", f"{self.loss:.4f}"), ("upper bound", f"{self.bound:.4f}")]
-        return tabulate(lines, tablefmt=form, disable_numparse=True)
+        return table(lines, form=form)
 
     def __str__(self) -> str:
         assumed = "\n".join(("Assumes:", *(f"- {line}" for line in self.assumptions)))

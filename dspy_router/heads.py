@@ -13,10 +13,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from dspy_router.scan import HalfPrecisionScan
 
 # Chosen on CLINC150's validation rows and held-out BANKING77 training rows, 5 and 10 examples an option and all
 # of them: accuracy is flat between 4 and 7 and falls off by 10.
@@ -40,6 +43,7 @@ class OptionHead(nn.Module):
         1
     """
 
+    fewest: ClassVar[int] = 2  # options
     option_vectors: Tensor
     scale: Tensor
     temperature: Tensor
@@ -90,6 +94,12 @@ class OptionHead(nn.Module):
         logits = self.logits(vectors)
         if candidates is None:
             return softmax(logits)
+        self.require_candidates(logits, candidates)
+        return softmax(np.where(candidates, logits, -np.inf))
+
+    @staticmethod
+    def require_candidates(logits: np.ndarray, candidates: np.ndarray) -> None:
+        """Refuse what `policy` cannot take for candidates."""
         if candidates.dtype != bool or candidates.shape not in (logits.shape[-1:], logits.shape):
             raise ValueError(
                 f"Candidates must be bool, of shape {logits.shape[-1:]} or {logits.shape}; got {candidates.dtype}, "
@@ -97,13 +107,18 @@ class OptionHead(nn.Module):
             )
         if not candidates.any(axis=-1).all():
             raise ValueError("No option is a candidate: give at least one for every input.")
-        return softmax(np.where(candidates, logits, -np.inf))
+
+    def chosen(self, vectors: np.ndarray) -> np.ndarray:
+        """Int [n]: the likeliest options for vectors [n, d]."""
+        return self.logits(vectors).argmax(axis=-1)
+
+    def begin_training(self) -> None:
+        """Take the form in which a head is fitted."""
+        self.temperature.fill_(1.0)
 
     def logits(self, vectors: np.ndarray) -> np.ndarray:
         """Logits [n, k] of input vectors [n, d], from the folded head: no gradient."""
-        folded = self.folded()
-        found: np.ndarray = vectors @ folded.weights.T + folded.biases
-        return found
+        return self.folded().logits(vectors)
 
     @property
     def digest(self) -> str:
@@ -127,7 +142,7 @@ class OptionHead(nn.Module):
 
     def with_options(self, option_vectors: Tensor) -> "OptionHead":
         """A head that shares what was learned, with other vectors [k, d] for its options."""
-        other = OptionHead(option_vectors, scale=float(self.scale), temperature=float(self.temperature))
+        other = self._like(option_vectors)
         other.weight, other.bias, other.shared_map = self.weight, self.bias, self.shared_map
         return other
 
@@ -172,7 +187,7 @@ class OptionHead(nn.Module):
         """A head without the options at these indices; the logits of the others stay exactly as they were.
 
         Raises:
-            ValueError: If an index is none of an option, or fewer than two options would be left.
+            ValueError: If an index is none of an option, or fewer than two options would be left (one, in a list).
 
         Example:
             >>> OptionHead(torch.eye(3)).without([1])(torch.eye(3)).argmax(dim=1).tolist()
@@ -182,24 +197,32 @@ class OptionHead(nn.Module):
         if wrong := [option for option in options if not 0 <= option < count]:
             raise ValueError(f"There is no option at {wrong}: there are {count}.")
         kept = [option for option in range(count) if option not in set(options)]
-        if len(kept) < 2:
+        if len(kept) < self.fewest:
             raise ValueError(f"Without {sorted(set(options))} there would be {len(kept)} of {count} options left.")
         with torch.no_grad():
             return self._of(self.option_vectors[kept], self.weight[kept], self.bias[kept])
 
     def _of(self, option_vectors: Tensor, weight: Tensor, bias: Tensor) -> "OptionHead":
         """A head over other options, with this one's map, scale and temperature; nothing is shared."""
-        other = OptionHead(option_vectors, scale=float(self.scale), temperature=float(self.temperature))
+        other = self._like(option_vectors)
         for name, value in (("weight", weight), ("bias", bias), ("shared_map", self.shared_map)):
             own, parameter = getattr(self, name), nn.Parameter(value.detach().clone())
             setattr(other, name, parameter.requires_grad_(own.requires_grad))
         return other.train(self.training)
 
+    def _like(self, option_vectors: Tensor) -> "OptionHead":
+        """An untrained head over other options with this one's settings."""
+        other = type(self)(option_vectors)
+        for name, buffer in self.named_buffers():
+            if name != "option_vectors":
+                other.get_buffer(name).copy_(buffer)
+        return other
+
     def _tensors(self) -> Iterator[Tensor]:
         yield from (self.weight, self.bias, self.shared_map, self.option_vectors, self.scale, self.temperature)
 
     def __deepcopy__(self, memo: dict[int, object]) -> "OptionHead":
-        copied = OptionHead(self.option_vectors)
+        copied = type(self)(self.option_vectors)
         copied.load_state_dict(self.state_dict())
         for own, other in zip(self.parameters(), copied.parameters(), strict=True):
             other.requires_grad_(own.requires_grad)
@@ -214,6 +237,17 @@ class FoldedHead:
     version: tuple[tuple[int, int], ...]
     weights: np.ndarray
     biases: np.ndarray
+
+    def logits(self, vectors: np.ndarray) -> np.ndarray:
+        """Logits [n, k] of vectors [n, d], or [k] of a vector [d]; among very many options, a vector's as in `scan`."""
+        if vectors.size == vectors.shape[-1] and self._scan is not None:
+            return self._scan.logits(vectors.reshape(-1)).reshape(*vectors.shape[:-1], -1)
+        found: np.ndarray = vectors @ self.weights.T + self.biases
+        return found
+
+    @cached_property
+    def _scan(self) -> HalfPrecisionScan | None:
+        return HalfPrecisionScan(self.weights, self.biases) if HalfPrecisionScan.serves(self.weights) else None
 
     @cached_property
     def digest(self) -> str:

@@ -70,9 +70,9 @@ def loss_of(reward: Any) -> float:
 
 def _disagreement(route: "DifferentiableRoute", prediction: dspy.Prediction, answer: dspy.Prediction) -> float:
     """1 if the fallback decides a field otherwise, else 0."""
-    for field in route.fields:
-        if field.name not in answer:
-            raise RouteError(f"The fallback gave {list(answer.keys())}, without the field {field.name!r}.")
-        if field.index_of(prediction[field.name]) != field.index_of(answer[field.name]):
+    for field in route.decision_fields:
+        if field.output not in answer:
+            raise RouteError(f"The fallback gave {list(answer.keys())}, without the field {field.output!r}.")
+        if field.index_of(prediction[field.output]) != field.index_of(answer[field.output]):
             return 1.0
     return 0.0

@@ -3,13 +3,15 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
-import numpy as np
 
 from dspy_router.errors import RouteError
 from dspy_router.tool_formats import describe_tool, one_line
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Option:
         return words(self.name) if self.spoken is None else self.spoken
 
 
-def encode_options(texts: Sequence[Sequence[str]], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+def encode_options(texts: Sequence[Sequence[str]], encode: "Callable[[list[str]], np.ndarray]") -> "np.ndarray":
     """Float32 [k, d]: for each option the mean of its texts' unit vectors, as a unit vector again.
 
     Name and description alone count beside the whole because a long list of arguments drowns them. With
@@ -81,22 +83,25 @@ def encode_options(texts: Sequence[Sequence[str]], encode: Callable[[list[str]],
         encode: From n texts to their unit vectors [n, d].
 
     Example:
+        >>> import numpy as np
         >>> vectors = {"fig": [1.0, 0.0], "A fruit.": [0.0, 1.0]}
         >>> encode = lambda texts: np.array([vectors[text] for text in texts])
         >>> encode_options([("fig",), ("fig", "A fruit.")], encode).round(2)
         array([[1.  , 0.  ],
                [0.71, 0.71]], dtype=float32)
     """
+    import numpy as np
+
     vectors = np.asarray(encode([text for of_option in texts for text in of_option]), np.float32)
     ends = np.cumsum([len(of_option) for of_option in texts])[:-1]
     return np.stack([_unit_mean(of_option) for of_option in np.split(vectors, ends)])
 
 
-def _unit_mean(vectors: np.ndarray) -> np.ndarray:
+def _unit_mean(vectors: "np.ndarray") -> "np.ndarray":
     if len(vectors) == 1:
         return vectors[0]
     mean = vectors.mean(axis=0)
-    length = np.linalg.norm(mean)
+    length = (mean @ mean) ** 0.5
     return mean / length if length > 0 else mean
 
 

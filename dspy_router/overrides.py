@@ -6,7 +6,7 @@ block inherit it, and it reaches every route of whatever program runs there.
 
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,11 +76,12 @@ def explore_decisions(share: float = 0.1, *, seed: int | None = None) -> Iterato
 
 
 @contextmanager
-def force_decisions(options: Mapping[str, str]) -> Iterator[None]:
+def force_decisions(options: Mapping[str, str | Collection[Any]]) -> Iterator[None]:
     """Force what is decided for the named fields inside the block, whatever the policy says.
 
     Args:
-        options: From an output field to the name of the option to take; other fields are left alone.
+        options: From an output field to the name of the option to take, or for a list to the options in it; other
+            fields are left alone.
 
     Raises:
         RouteError: Inside the block, where a route decides such a field but has no such option.
@@ -114,16 +115,25 @@ class _Drawing:
 
 
 class _Forcing:
-    def __init__(self, options: Mapping[str, str]) -> None:
+    def __init__(self, options: Mapping[str, str | Collection[Any]]) -> None:
         self._options = dict(options)
 
     def choose(
         self, route: Any, field: str, probabilities: Mapping[str, float], selected: str
     ) -> tuple[int, float] | None:
-        if field not in self._options:
-            return None
-        option = self._options[field]
-        if option not in probabilities:
+        option: Any = self._options.get(field)
+        if option is None:
+            single = next((decided for decided in route.decision_fields if decided.name == field), None)
+            if single is None or single.output == field or single.output not in self._options:
+                return None
+            index = single.index_of(self._options[single.output])
+            if index is None:
+                raise RouteError(
+                    f"force_decisions: {', '.join(single.strays(self._options[single.output]))} in {single.output!r}, "
+                    "which takes a list of its options."
+                )
+            option = single.option_names[index]
+        if not isinstance(option, str) or option not in probabilities:
             raise RouteError(
                 f"force_decisions: {option!r} is no option of the field {field!r}, or the predictor's weights or "
                 f"threshold rule it out; its options are {list(probabilities)}."

@@ -63,12 +63,13 @@ class RouteParameter(Parameter):
     def _build(self) -> "RouteHead":
         import torch
 
-        from dspy_router.heads import OptionHead, RouteHead
+        from dspy_router.heads import RouteHead
+        from dspy_router.list_heads import new_head
 
         heads = []
         for field in self.fields:
             vectors = encode_options([option.texts for option in field.options], self.encoder.encode)
-            heads.append(OptionHead(torch.from_numpy(vectors)))
+            heads.append(new_head(field, torch.from_numpy(vectors)))
         return RouteHead([field.name for field in self.fields], heads)
 
     def reset(self) -> None:

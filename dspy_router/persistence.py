@@ -19,6 +19,7 @@ All of it is about one route. DSPy reads the file around it, before any route is
 
 import base64
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,16 @@ from torch import Tensor
 
 import dspy_router
 from dspy_router.encoders.base import Encoder, Fingerprint, shortened
+from dspy_router.encoders.weights import same_model
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
 from dspy_router.guard_report import GuardReport
 from dspy_router.heads import OptionHead, RouteHead
+from dspy_router.list_heads import new_head
 from dspy_router.sealing import AFTER_DAMAGE, require_intact, sealed
 from dspy_router.training_record import TrainingRecord
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "dspy_router.route"
 VERSION = 3
@@ -95,6 +100,7 @@ def route_state(
                 {
                     "name": field.name,
                     "options": [{"name": option.name, "text": option.text} for option in field.options],
+                    **({"list": True} if field.several else {}),
                 }
                 for field in fields
             ],
@@ -120,7 +126,7 @@ def parse_route_state(state: Any, fields: Sequence[DecisionField], encoder: Enco
         require_intact(state)
     _require_same_options(state["fields"], fields)
     require_same_encoder(_parse_fingerprint(state["encoder"]), encoder)
-    heads = {field.name: OptionHead(torch.zeros(len(field.options), encoder.dimension)) for field in fields}
+    heads = {field.name: new_head(field, torch.zeros(len(field.options), encoder.dimension)) for field in fields}
     expected = _named_tensors(heads, encoder)
     tensors = _read_tensors(state["tensors"], expected)
     if version == 1 and (missing := sorted(set(expected) - set(tensors))):
@@ -168,6 +174,12 @@ def require_same_encoder(saved: Fingerprint, encoder: Encoder) -> None:
         ) from error
     if saved == own:
         return
+    if same_model(saved, own):
+        logger.warning(
+            "The route was saved with the encoder %s and is used with %s: the same model in another form. A few "
+            "decisions in a thousand differ, and a guard promises nothing until guard() is called again.", saved, own,
+        )  # fmt: skip
+        return
     advice = (
         "The weights behind the name have changed: get the ones it was saved with"
         if (saved.name, saved.dimension) == (own.name, own.dimension)
@@ -210,6 +222,10 @@ def _require_same_options(saved: Any, fields: Sequence[DecisionField]) -> None:
             f"The saved route decides the fields {shortened(repr(names), 200)}, this one {expected}. {advice}"
         )
     for field, entry in zip(fields, saved, strict=True):
+        if (entry.get("list") is True) != field.several:
+            kinds = ("a list of options", "one option")
+            was, here = kinds if entry.get("list") is True else kinds[::-1]
+            raise RouteError(f"The saved route decides {field.name!r} as {was}, this one as {here}. {advice}")
         found, own = _names(entry.get("options")), list(field.option_names)
         if found == own:
             continue

@@ -7,9 +7,10 @@ from typing import Any
 
 import dspy
 from dspy.predict.parameter import Parameter
+from pydantic.fields import FieldInfo
 
 from dspy_router.errors import RouteError
-from dspy_router.fields import DecisionField
+from dspy_router.fields import declared_field
 from dspy_router.options import Tools
 from dspy_router.route import DifferentiableRoute
 from dspy_router.split import RoutedPredict
@@ -142,9 +143,14 @@ def _is_own_confidence(signature: type[dspy.Signature], decided: list[str]) -> b
 
 def _undecidable(signature: type[dspy.Signature]) -> list[str]:
     """The outputs that are no decision by their type."""
-    return [
-        name for name, info in signature.output_fields.items() if not DecisionField(name, (), info).declared_options
-    ]
+    return [name for name, info in signature.output_fields.items() if not _lists_options(name, info)]
+
+
+def _lists_options(name: str, info: FieldInfo) -> bool:
+    try:
+        return bool(declared_field(name, info).declared_options)
+    except RouteError:  # a collection of something else
+        return False
 
 
 def _way_out(asked: type[dspy.Signature], tools: Tools | None, kept: list[str]) -> str:
@@ -152,7 +158,7 @@ def _way_out(asked: type[dspy.Signature], tools: Tools | None, kept: list[str]) 
     outputs = asked.output_fields
     if not outputs:
         return "keep_lm leaves it no output: name fewer there."
-    free = [name for name in _undecidable(asked) if tools is None or outputs[name].annotation is not str]
+    free = [name for name in _undecidable(asked) if tools is None or outputs[name].annotation not in (str, list[str])]
     if len(free) == len(outputs):
         return (
             "None of its outputs is a decision: declare what is chosen as Literal[...] (of a dspy.ToolCalls, the "

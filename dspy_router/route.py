@@ -38,7 +38,8 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
 
     Args:
         signature: Inputs and outputs. Each output is `Literal[...]`, `bool`, an `Enum`, `Choice[...]`, `Noul`,
-            `Score[...]`, or a `str` whose options come from `tools`.
+            `Score[...]`, a `str` whose options come from `tools`, or a list of `Literal[...]`, `Enum` or such `str`:
+            any number of the options.
         tools: `dspy.Tool`s, callables, names, `(name, description)` pairs or a name-to-description dict.
         encoder: The name of a sentence-transformers model, an encoder, or a callable from a list of strings
             to an array; all-MiniLM-L6-v2 by default.
@@ -59,6 +60,9 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
         >>> prediction = route(request="will it rain in Oslo tomorrow?")
         >>> prediction.tool, prediction.decision.name, prediction.confidence > 0.5
         ('get_weather', 'get_weather', True)
+        >>> needs = DifferentiableRoute("request -> tools: list[str]", tools=[get_weather, play_music])
+        >>> needs(request="play songs and tell me the weather").tools
+        ['get_weather', 'play_music']
     """
 
     def __init__(
@@ -86,6 +90,11 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
     def fields(self) -> tuple[DecisionField, ...]:
         """The decisions this route makes, in the signature's order."""
         return self.learned.fields
+
+    @property
+    def decision_fields(self) -> tuple[DecisionField, ...]:
+        """What it decides one by one: the fields, a list as a boolean for each of its options."""
+        return tuple(decided for field in self.fields for decided in field.decision_fields)
 
     @property
     def encoder(self) -> Encoder:
@@ -138,7 +147,9 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
         Returns:
             A prediction with the declared fields typed as declared and `decisions` (field to `Decision`); with
             one field also `decision`, `probabilities` (name to float) and `confidence`. A declared field of
-            such a name takes its place.
+            such a name takes its place. A list `topics` has a decision for each option, `topics[billing]` between
+            "True" and "False", and no `decision`; its `probabilities` are those of the options to be in it, its
+            `confidence` that of the whole list, the options taken as independent.
         """
         return super().__call__(**self._checked(args, inputs))
 

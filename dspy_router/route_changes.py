@@ -96,12 +96,13 @@ class RouteChanges:
         """Let further tools be chosen from now on, known by their descriptions alone; nothing is trained.
 
         The others keep their order and their logits. A trained route has learned how a new option compares with those
-        it has seen (`dspy_router.learning.new_options`), if it was trained on five or more. A guard's promise ends.
+        it has seen (`dspy_router.learning.new_options`), if it was trained on five or more; for a list, what a
+        description's cosine is worth (`dspy_router.learning.list_calibration`). A guard's promise ends.
         Do not call it while the route is deciding in other threads.
 
         Args:
             tools: As for the class.
-            field: Which `str` field's; needed only if there are several.
+            field: Which `str` or `list[str]` field's; needed only if there are several.
 
         Raises:
             RouteError: If a tool is there already, or the signature itself lists the field's options.
@@ -114,7 +115,7 @@ class RouteChanges:
         """Let some tools not be chosen any more, as `add_tools` lets others.
 
         Raises:
-            RouteError: If a name is no tool, or fewer than two tools would be left.
+            RouteError: If a name is no tool, or fewer than two tools would be left (none, for a list).
         """
         from dspy_router.changing_tools import remove_tools
 

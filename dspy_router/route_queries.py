@@ -7,6 +7,7 @@ import dspy
 
 from dspy_router.deciding import candidate_masks, policies, read_call
 from dspy_router.errors import RouteError
+from dspy_router.probabilities import likeliest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,8 +69,6 @@ class RouteQueries:
             field: Which decision; needed only if there are several.
             **inputs: As in a call, `candidates` included.
         """
-        from dspy_router.changing_tools import likeliest
-
         call = read_call(self, inputs)
         thought = policies(self, call, self.encoder.encode_one(call.text))
         return likeliest(thought.probabilities[self._named(field)], k)

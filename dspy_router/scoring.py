@@ -7,6 +7,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from dspy_router.learning.familiarity import decision_score
+from dspy_router.list_heads import ListHead
 
 if TYPE_CHECKING:
     from dspy_router.route import DifferentiableRoute
@@ -18,7 +19,8 @@ def route_scores(
     """Scores, float64 [n], of the decisions for vectors [n, d]; of several fields the least counts.
 
     A trained route's is `dspy_router.learning.familiarity.decision_score`; an untrained one has nothing to go by but
-    how near its options' descriptions are, all together: the log of the sum of the exponentials of its logits.
+    how near its options' descriptions are, all together: the log of the sum of the exponentials of its logits. That of
+    a list is the log of its probability, the options taken as independent: an empty list can be as sure as another.
 
     Args:
         route: Decides.
@@ -31,7 +33,9 @@ def route_scores(
     for field in route.fields:
         head, mask = route.head[field.name], candidates.get(field.name)
         reference = references.get(field.name)
-        if reference is None:
+        if isinstance(head, ListHead):
+            scores.append(head.certainty(vectors, mask))
+        elif reference is None:
             logits = head.logits(vectors)
             scores.append(logsumexp(logits if mask is None else logits[:, mask], axis=1).astype(np.float64))
         else:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
-from tabulate import tabulate
 
-from dspy_router.changing_tools import likeliest
 from dspy_router.deciding import Policies, policies, read_call
 from dspy_router.errors import RouteError
+from dspy_router.probabilities import likeliest
 from dspy_router.route import DifferentiableRoute
+from dspy_router.tables import table
 
 ENDS = ("finish", "submit")  # the tool by which ReAct, or ReActV2, ends a run
 
@@ -156,9 +156,7 @@ class RecallReport:
     def _table(self, form: str) -> str:
         shown = [k for k in (1, 2, 3, 5, 10, 20, 50, 100, self.k) if k in self.recall]
         lines = [(k, f"{self.recall[k]:.3f}", "shown" if k == self.k else "") for k in sorted(set(shown))]
-        return tabulate(
-            lines, headers=("k", "recall@k", f"of {self.rows:,}, {self.declined:,} declined"), tablefmt=form
-        )
+        return table(lines, headers=("k", "recall@k", f"of {self.rows:,}, {self.declined:,} declined"), form=form)
 
 
 class _WithSignature:

@@ -95,9 +95,8 @@ class RoutedPredict(dspy.Module):
         given = dict(inputs)
         if "signature" in inputs and "signature" not in self.signature.input_fields:
             given["signature"] = _given_decisions(ensure_signature(inputs["signature"]), self.route.fields)
-        for field in self.route.fields:
-            chosen = decided.decisions[field.name].name
-            given[field.name] = next(option.value for option in field.options if option.name == chosen)
+        chosen = {name: decision.name for name, decision in decided.decisions.items()}
+        given |= {field.name: field.plain(chosen) for field in self.route.fields}
         return given
 
     def _joined(self, decided: dspy.Prediction, written: dspy.Prediction) -> dspy.Prediction:

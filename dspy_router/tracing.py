@@ -38,7 +38,6 @@ The report becomes the run's artifact `dspy_router/report.json`. MLflow patches 
 is called, so import `RouteFinetune` before.
 """
 
-import heapq
 import json
 import logging
 import re
@@ -48,6 +47,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dspy
+
+from dspy_router.probabilities import likeliest
 
 if TYPE_CHECKING:
     from dspy_router.decisions import Decision
@@ -102,12 +103,12 @@ def decision_attributes(decision: "Decision") -> dict[str, str | float | int]:
         dspy_router.fruit.options 2
         dspy_router.fruit.id 5f
     """
-    likeliest = heapq.nlargest(LIKELIEST, decision.probabilities.items(), key=lambda item: item[1])
+    shown = likeliest(decision.probabilities, LIKELIEST)
     values: dict[str, str | float | int] = {
         "decision": decision.name,
         "confidence": decision.confidence,
         "propensity": decision.propensity,
-        "probabilities": json.dumps({name: round(value, 6) for name, value in likeliest}, ensure_ascii=False),
+        "probabilities": json.dumps({name: round(value, 6) for name, value in shown.items()}, ensure_ascii=False),
         "options": len(decision.probabilities),
         "id": decision.id,
     }

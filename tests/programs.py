@@ -158,3 +158,25 @@ def orders(count: int, *, seed: int = 0) -> list[dspy.Example]:
 
 def right_order(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
     return prediction.fruit == example.wanted and prediction.size == example.wanted_size
+
+
+def basket_route(**settings: object) -> DifferentiableRoute:
+    """A route that decides any number of fruits."""
+    return DifferentiableRoute("request -> fruits: list[str]", tools=FRUIT, encoder=bag_of_words, **settings)
+
+
+def baskets(count: int, *, seed: int = 0, label: bool = False) -> list[dspy.Example]:
+    """Requests for none, one or several fruits, which are `wanted`; with `label`, the route's output field as well."""
+    random_ = random.Random(seed)
+    examples = []
+    for _ in range(count):
+        wanted = [fruit for fruit in FRUIT if random_.random() < 0.4]
+        said = [random_.choice(HINTS[fruit]) for fruit in wanted] + random_.sample(OTHER, 3)
+        random_.shuffle(said)
+        fields = {"request": " ".join(said), "wanted": wanted} | ({"fruits": wanted} if label else {})
+        examples.append(dspy.Example(**fields).with_inputs("request"))
+    return examples
+
+
+def right_basket(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
+    return prediction.fruits == example.wanted

@@ -1,10 +1,13 @@
 """Every Python block of the README runs, in order, as a reader would run it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import dspy
 import pytest
+
+from tests.conftest import ScriptedServer
 
 README = Path(__file__).parent.parent / "README.md"
 QUESTIONS = {
@@ -63,7 +66,15 @@ def calendar(day: str) -> str:
     return f"calendar {day}"
 
 
-def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def last_result(prompt: str) -> str:
+    """An LM that answers with what the last tool gave."""
+    results = prompt.split("[[ ## results ## ]]\n")[-1].split("\n\n")[0]
+    return f"[[ ## answer ## ]]\n{results.rsplit('(): ', 1)[-1]}\n\n[[ ## completed ## ]]"
+
+
+def test_every_block_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted_lm: Callable[[Callable[[str], str]], ScriptedServer]
+) -> None:
     monkeypatch.chdir(tmp_path)
     examples = [
         dspy.Example(question=question, answer=f"{tool} {question}").with_inputs("question")
@@ -88,9 +99,12 @@ def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ],
     }
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 6
-    for block in blocks:
-        exec(block, names)
+    assert len(blocks) == 9
+    with dspy.context(lm=scripted_lm(last_result).lm):
+        for block in blocks:
+            exec(block, names)
+        answer = names["agent"](question="who invented the radio?")
+    assert (answer.answer, answer.trajectory["tool_name_1"]) == ("search who invented the radio?", "finish")
     routed = names["routed"]
     assert routed(question="what is 17 times 23?").answer == "calculator what is 17 times 23?"
     assert names["prediction"].tool == "calendar"
@@ -99,4 +113,6 @@ def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (answer.team, isinstance(answer.urgent, bool)) == ("billing", True)
     assert names["report"].coverage > 0.9
     assert names["guarded"].promise is None
+    assert set(names["pair"](message="The invoice page crashes when I open it").teams) <= set(TEAMS)
+    assert names["quick"](message="I was charged twice for my invoice").team == "billing"
     assert names["guarded"].field("team").option_names[-1] == "legal"

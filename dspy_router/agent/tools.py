@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import dspy
-from jsonschema import ValidationError, validate
 from pydantic_core import to_jsonable_python
 
 from dspy_router.errors import RouteError
@@ -91,6 +90,8 @@ def refusal(tool: dspy.Tool, arguments: Any) -> str | None:
     """
     if not isinstance(arguments, Mapping):
         return f"{arguments!r} is no JSON object"
+    from jsonschema import ValidationError, validate
+
     try:
         validate(to_jsonable_python(dict(arguments), fallback=repr), schema(tool))
     except ValidationError as error:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from dspy_router import DifferentiableRoute, RouteFinetune, replace_predictor
 from dspy_router.costs import run_costs
 from dspy_router.demo.assistant import TOOLS, VoiceAssistant, labelled_requests, outcome_reached, requests
+from dspy_router.demo.lm_planner import ask, how_to_read, planner_lm
 from dspy_router.evaluation.confusion import save_confusion
 
 SHOWN = [
@@ -130,27 +131,20 @@ def compare(
     decision_ms: float,
 ) -> None:
     """The LM planner and the route on the same requests, side by side."""
-    settings = {"api_base": options.api_base, "api_key": options.api_key or ("none" if options.api_base else None)}
-    lm = dspy.LM(options.lm, temperature=0, max_tokens=200, cache=False, **{k: v for k, v in settings.items() if v})
-    right, failed, seconds = 0, 0, []
     print(f"\nThe LM planner, {options.lm}, on {len(examples)} of the test requests\n")
-    with dspy.context(lm=lm, adapter=dspy.JSONAdapter(), track_usage=True), dspy.track_usage() as usage:
-        for example in tqdm(examples, desc="LM planner", unit="request"):
-            started = time.perf_counter()
-            try:
-                right += outcome_reached(example, planned(**example.inputs()))
-            except Exception as error:
-                failed += 1
-                tqdm.write(f"no answer for {example.request!r}: {type(error).__name__}")
-            seconds.append(time.perf_counter() - started)
-    counts = usage.get_total_tokens().values()
-    tokens = sum(count.get("prompt_tokens", 0) + count.get("completion_tokens", 0) for count in counts)
+    with planner_lm(options.lm, api_base=options.api_base, api_key=options.api_key):
+        answers = [ask(planned, **e.inputs()) for e in tqdm(examples, desc="LM planner", unit="request")]
+    predictions = [answer.prediction for answer in answers]
+    right = sum(p is not None and outcome_reached(e, p) for e, p in zip(examples, predictions, strict=True))
+    seconds = statistics.median(answer.seconds for answer in answers)
+    tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
     rows = [
-        [options.lm, f"{right / len(examples):.0%}", failed, f"{1e3 * statistics.median(seconds):,.0f}",
+        [options.lm, f"{right / len(examples):.0%}", predictions.count(None), f"{1e3 * seconds:,.0f}",
          f"{tokens / len(examples):,.0f}"],
         ["route", f"{accuracy(routed, examples):.0%}", 0, f"{decision_ms:,.1f}", "0"],
     ]  # fmt: skip
     print(tabulate(rows, headers=["planner", "right", "failed", "ms a decision", "tokens a decision"]))
+    print(f"\n{how_to_read(options.lm)}")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cachetools import LRUCache
 
+from dspy_router.encoders.cache import VectorCache
 from dspy_router.encoders.gathering import Gathering
 from dspy_router.errors import RouteError
 
@@ -60,14 +62,18 @@ class Encoder(abc.ABC):
     Args:
         cache_size: How many texts' vectors are kept in memory, least recently used out first. At 384
             dimensions a thousand take about 1.6 MB. 0 keeps none.
+        vector_cache: A file of vectors, shared with other runs and processes: its path, or a `VectorCache`. None by
+            default. A fixed text's vector is looked up there before it is computed, and kept there.
     """
 
     trainable = False
+    vector_cache: VectorCache | None = None
 
-    def __init__(self, *, cache_size: int = 20_000) -> None:
+    def __init__(self, *, cache_size: int = 20_000, vector_cache: "VectorCache | str | Path | None" = None) -> None:
         if cache_size < 0:
             raise RouteError(f"cache_size={cache_size} is negative; give 0 to keep no vectors.")
         self.cache_size = cache_size
+        self.vector_cache = VectorCache(vector_cache) if isinstance(vector_cache, str | Path) else vector_cache
         self._reset_runtime()
 
     def _reset_runtime(self) -> None:
@@ -128,12 +134,11 @@ class Encoder(abc.ABC):
         """
         import numpy as np
 
-        found: dict[str, np.ndarray] = {}
-        with self._cache_lock:
-            for text in texts:
-                if text not in found and (vector := self._cache.get(text)) is not None:
-                    found[text] = vector
+        found = self._in_memory(texts)
         missing = [text for text in dict.fromkeys(texts) if text not in found and text.strip()]
+        if stored := self._on_disk(missing):
+            found.update(stored)
+            missing = [text for text in missing if text not in stored]
         # Long texts together: a batch is padded to its longest.
         missing.sort(key=len)
         batches = [missing[start : start + GATHER_LIMIT] for start in range(0, len(missing), GATHER_LIMIT)]
@@ -151,20 +156,47 @@ class Encoder(abc.ABC):
         """
         if not text.strip():
             return self.encode([text])[0]
-        with self._cache_lock:
-            vector = self._cache.get(text)
+        vector = self._in_memory([text]).get(text)
+        if vector is None:
+            vector = self._on_disk([text]).get(text)
         return self._gathering.encode([text])[0] if vector is None else vector
 
     async def aencode_one(self, text: str) -> "np.ndarray":
         """`encode_one` that leaves the event loop free while the model loads and runs."""
         if not text.strip():
             return await asyncio.to_thread(self.encode_one, text)
-        with self._cache_lock:
-            vector = self._cache.get(text)
+        vector = self._in_memory([text]).get(text)
+        if vector is None and self.vector_cache is not None:
+            vector = (await asyncio.to_thread(self._on_disk, [text])).get(text)
         return await asyncio.wrap_future(self._gathering.submit(text)) if vector is None else vector
 
+    def _in_memory(self, texts: Iterable[str]) -> "dict[str, np.ndarray]":
+        with self._cache_lock:
+            return {text: vector for text in texts if (vector := self._cache.get(text)) is not None}
+
+    def _on_disk(self, texts: list[str]) -> "dict[str, np.ndarray]":
+        if self.vector_cache is None or not texts:
+            return {}
+        found = self.vector_cache.get(self.fingerprint, texts)
+        self._keep_in_memory(found)
+        return found
+
+    def _keep_in_memory(self, vectors: "Mapping[str, np.ndarray]") -> None:
+        if self.cache_size:
+            with self._cache_lock:
+                self._cache.update(vectors)
+
     def _encode_and_keep(self, texts: list[str]) -> "np.ndarray":
-        """Unit vectors of texts, put into the cache."""
+        """Unit vectors of texts, put into the caches."""
+        vectors = self._unit_vectors(texts)
+        # Copies: a view would keep its whole batch alive.
+        self._keep_in_memory({text: vector.copy() for text, vector in zip(texts, vectors, strict=True)})
+        if self.vector_cache is not None and self._known_fingerprint is not None:
+            self.vector_cache.put(self._known_fingerprint, dict(zip(texts, vectors, strict=True)))
+        return vectors
+
+    def _unit_vectors(self, texts: list[str]) -> "np.ndarray":
+        """Float32 [n, d] of texts, from the model."""
         import numpy as np
 
         vectors = np.array(self._encode_batch(texts), dtype=np.float32)
@@ -182,10 +214,6 @@ class Encoder(abc.ABC):
         self._known_dimension = vectors.shape[1]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors /= np.where(lengths > 0, lengths, np.float32(1))
-        if self.cache_size:
-            with self._cache_lock:
-                # Copies: a view would keep its whole batch alive.
-                self._cache.update((text, vector.copy()) for text, vector in zip(texts, vectors, strict=True))
         return vectors
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Encoder":
@@ -197,12 +225,22 @@ def shortened(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def warn_of_truncation(text: str, window: int, model: str) -> None:
+    """Log that a model cuts a text; encoders say it once."""
+    logger.warning(
+        "The text %r (%d characters) is longer than the %d word pieces %s reads; it is cut there, as every such text "
+        "will be.", shortened(text), len(text), window, model,
+    )  # fmt: skip
+
+
 _encoders: "weakref.WeakSet[Encoder]" = weakref.WeakSet()
 
 
 def _reset_after_fork() -> None:
     for encoder in _encoders:
         encoder._reset_threads()
+        if encoder.vector_cache is not None:
+            encoder.vector_cache.after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

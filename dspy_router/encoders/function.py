@@ -2,9 +2,11 @@
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy_router.encoders.base import Encoder, Fingerprint
+from dspy_router.encoders.cache import VectorCache
 from dspy_router.errors import RouteError
 
 if TYPE_CHECKING:
@@ -22,10 +24,18 @@ class FunctionEncoder(Encoder):
     Args:
         function: The callable, e.g. a `dspy.Embedder` or a model's `encode`.
         cache_size: How many texts' vectors are kept in memory.
+        vector_cache: A file of vectors that other runs share, see `Encoder`. It goes by the fingerprint, so give each
+            function its own file if several have one name and nearly the same vectors.
     """
 
-    def __init__(self, function: Callable[[list[str]], Any], *, cache_size: int = 20_000) -> None:
-        super().__init__(cache_size=cache_size)
+    def __init__(
+        self,
+        function: Callable[[list[str]], Any],
+        *,
+        cache_size: int = 20_000,
+        vector_cache: VectorCache | str | Path | None = None,
+    ) -> None:
+        super().__init__(cache_size=cache_size, vector_cache=vector_cache)
         self.function = function
 
     def _encode_batch(self, texts: list[str]) -> "np.ndarray":
@@ -40,7 +50,7 @@ class FunctionEncoder(Encoder):
             ) from error
 
     def _fingerprint(self) -> Fingerprint:
-        vector = self.encode_one(PROBE)
+        (vector,) = self._gathering.encode([PROBE])  # not looked up on disk, which goes by the fingerprint
         # Adding 0.0 turns a rounded -0.0 into 0.0, which has other bytes.
         digest = hashlib.sha256((vector.round(2) + 0.0).tobytes()).hexdigest()
         return Fingerprint(self.name, "", digest, len(vector))
@@ -54,7 +64,7 @@ class FunctionEncoder(Encoder):
         return getattr(self.function, "__qualname__", type(self.function).__qualname__)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"function": self.function, "cache_size": self.cache_size}
+        return {"function": self.function, "cache_size": self.cache_size, "vector_cache": self.vector_cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

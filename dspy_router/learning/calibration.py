@@ -19,10 +19,10 @@ import torch
 from scipy.optimize import minimize, minimize_scalar
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.model_selection import KFold
-from tabulate import tabulate
 
 from dspy_router.heads import OptionHead
 from dspy_router.learning.rows import Objective, TargetRows
+from dspy_router.tables import table
 from dspy_router.threads import threads_for
 
 FEWEST_ROWS = 50  # a temperature from fewer is mostly noise
@@ -107,7 +107,13 @@ class Reliability:
             )
             if rows
         ]
-        return tabulate(lines, headers=("claimed", "rows", "mean claimed", "right"), floatfmt=".3f", tablefmt=form)
+        return table(
+            lines,
+            headers=("claimed", "rows", "mean claimed", "right"),
+            floatfmt=".3f",
+            form=form,
+            disable_numparse=False,
+        )
 
 
 def held_out(rows: int, seed: int = 0) -> np.ndarray | None:

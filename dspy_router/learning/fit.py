@@ -20,7 +20,8 @@ were among the n. On CLINC150's validation rows a head fitted to all 15,000 trai
 then to 50 or 1,000 rows, in 95.9 and 95.7 %, where a pull towards the descriptions leaves 71.7 and 89.5 %. Ten
 options whose rows say something else from now on are learned anew from 20 rows each.
 
-L-BFGS on all rows at once finds the optimum in a few dozen passes.
+L-BFGS on all rows at once finds the optimum in a few dozen passes; from 200,000 rows on, small batches come within 1 %
+of it in six (`dspy_router.learning.minimizing`).
 
 Input vectors are centred while fitting and the shift is folded into the bias afterwards: sentence vectors
 share a large common part, which otherwise makes the problem badly conditioned.
@@ -31,16 +32,19 @@ L-BFGS does not notice a change of orthonormal coordinates, so fitting A [d, r] 
 a cost that grows with d, not d².
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dspy_router.heads import OptionHead
-from dspy_router.learning.rows import Objective, TargetRows
-from dspy_router.threads import threads_for
+from dspy_router.learning.list_rows import ListRows
+from dspy_router.learning.minimizing import BLOCK, full_batch, mini_batches
+from dspy_router.learning.rows import TargetRows
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class FitSettings:
         description_weight: How much an option's description counts as an example of it. Non-negative.
         bias_penalty: How much more than a weight the bias is pulled. Non-negative.
         margin: Taken off the right options' logits while fitting. Non-negative.
-        max_iterations: Most L-BFGS iterations.
-        tolerance: Stop when a block of iterations lowers the objective by less than this share of itself.
+        max_iterations: Most L-BFGS iterations, or passes in small batches.
+        tolerance: Stop L-BFGS when a block of iterations lowers the objective by less than this share of itself.
         patience: With validation rows, stop after so many blocks in which their loss did not fall.
     """
 
@@ -74,7 +78,7 @@ class Anchor:
         weight: Float [k, d].
         bias: Float [k].
         shared_map: Float [d, d].
-        rows: How many rows it was learned from. Non-negative.
+        rows: The weight of the rows it was learned from. Non-negative.
     """
 
     weight: Tensor
@@ -109,7 +113,7 @@ class Anchor:
         with torch.no_grad():
             for parameter, value in zip((head.weight, head.bias, head.shared_map), self.tensors, strict=True):
                 parameter.copy_(value)
-            head.temperature.fill_(1.0)
+            head.begin_training()
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,24 +123,30 @@ class Anchor:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit did: iterations run, the objective at its end, and the validation loss kept, if there was any."""
+    """What a fit did: iterations or passes run, the objective in the last, and the validation loss kept, if any was."""
 
     iterations: int
     objective: float
     validation_loss: float | None = None
 
 
-BLOCK = 5  # L-BFGS iterations between looks at the stopping rules
+# Of lists the bias is free, since most options are in few of them. Chosen on validation rows of SNIPS, CLINC150 and
+# BANKING77, joined in ones to threes, after fits to 60 to 2,000 such: half the penalty costs little among 7 options and
+# gains up to 2 points of micro-F1 among 77 and 150.
+LIST_FIT = FitSettings(penalty=0.004, bias_penalty=0.0)
+Rows = TargetRows | ListRows
 RANK_TOLERANCE = 1e-5  # singular values smaller than this share of the largest are rounding
-PART = 8192  # rows whose logits are in memory at once
+MINI_BATCHES_FROM = 200_000  # rows
+PART = 8192  # rows whose logits are in memory at once, at most
+PART_LOGITS = 16_777_216  # logits in memory at once, at most
 
 
 def fit_head(
     head: OptionHead,
     vectors: np.ndarray,
-    rows: TargetRows,
+    rows: Rows,
     *,
-    validation: tuple[np.ndarray, TargetRows] | None = None,
+    validation: tuple[np.ndarray, Rows] | None = None,
     anchor: Anchor | None = None,
     settings: FitSettings | None = None,
     on_block: Callable[[int], object] | None = None,
@@ -146,10 +156,10 @@ def fit_head(
     Args:
         head: The head, over k options of dimension d.
         vectors: Float32 [n, d], the inputs' unit vectors.
-        rows: What is known of each input.
+        rows: What is known of each input; `ListRows` for a `ListHead`.
         validation: Vectors and rows that stop the fit early; the best parameters on them are kept.
         anchor: What the head had learned before, which it is pulled towards; its descriptions by default.
-        settings: Defaults to `FitSettings()`.
+        settings: Defaults to `FitSettings()`, or for a list's rows to `LIST_FIT`.
         on_block: Called with the number of iterations after each block, e.g. a progress bar's `update`.
 
     Raises:
@@ -164,12 +174,13 @@ def fit_head(
     """
     if len(rows) == 0 or len(rows) != len(vectors):
         raise ValueError(f"{len(vectors)} vectors and {len(rows)} rows: give as many of both, at least one.")
-    settings = settings or FitSettings()
+    settings = settings or (LIST_FIT if isinstance(rows, ListRows) else FitSettings())
     description_weight = settings.description_weight if anchor is None else 0.0  # an anchor has learned from them
     anchor = anchor or Anchor.at_descriptions(head)
     vectors, rows = _with_descriptions(head, vectors, rows, description_weight)
     loss, validation_loss = rows.loss(settings.margin), validation[1].loss() if validation else None
-    center = np.average(vectors, axis=0, weights=rows.weight).astype(np.float32)
+    weights = rows.weight.reshape(len(rows), -1).sum(axis=1)
+    center = np.average(vectors, axis=0, weights=weights).astype(np.float32)
     centered = torch.from_numpy(np.subtract(vectors, center, out=vectors))
     validation_vectors = torch.from_numpy(validation[0] - center) if validation else None
     shift = torch.from_numpy(center)
@@ -178,7 +189,7 @@ def fit_head(
     strength = settings.penalty * behind**0.5 * float(head.scale) ** 2 / count
 
     with torch.no_grad():
-        head.temperature.fill_(1.0)
+        head.begin_training()
         anchored = head.option_vectors + head.option_vectors @ anchor.shared_map.T + anchor.weight
         anchor_bias = anchor.bias + head.scale * (anchored @ shift)
         head.bias.add_(head.linear()[0] @ shift)  # the bias as the centred vectors need it
@@ -192,34 +203,27 @@ def fit_head(
         weights = head.scale * (head.option_vectors + described @ coordinates.T + head.weight)
         return centered @ weights.T + head.bias
 
-    optimizer = torch.optim.LBFGS(
-        parameters, max_iter=BLOCK, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-6,
-        tolerance_change=0.0,
-    )  # fmt: skip
+    def share(part: slice | Tensor) -> Tensor:
+        return loss.share(logits(centered[part]), part)
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        # Part by part, so that memory does not grow with what lies between the logits and the loss.
-        total = torch.zeros(())
-        for part in parts:
-            share = loss.share(logits(centered[part]), part)
-            share.backward()
-            total += share.detach()
+    def penalty() -> Tensor:
         pulled = (head.weight - anchor.weight).square().sum() + (coordinates - anchor_coordinates).square().sum()
-        pulled = 0.5 * strength * (pulled + settings.bias_penalty * (head.bias - anchor_bias).square().sum())
-        pulled.backward()
-        return total + pulled.detach()
+        return 0.5 * strength * (pulled + settings.bias_penalty * (head.bias - anchor_bias).square().sum())
 
-    parts = [slice(start, start + PART) for start in range(0, len(centered), PART)]
+    work = vectors.size * len(head.bias)
+    in_batches = len(centered) >= MINI_BATCHES_FROM
+    if in_batches:
+        steps, passes = mini_batches(parameters, share, penalty, len(centered), work), 1
+    else:
+        size = max(1, min(PART, PART_LOGITS // len(head.bias)))
+        parts = [slice(start, start + size) for start in range(0, len(centered), size)]
+        steps, passes = full_batch(parameters, share, penalty, parts, work), BLOCK
     best: tuple[float, list[Tensor]] | None = None
     previous, worse, iterations = float("inf"), 0, 0
-    work = vectors.size * len(head.bias)
-    while iterations < settings.max_iterations:
-        with threads_for(work):
-            objective = float(optimizer.step(closure))  # the value at the block's start
-        iterations += BLOCK
+    for objective in islice(steps, math.ceil(settings.max_iterations / passes)):
+        iterations += passes
         if on_block is not None:
-            on_block(BLOCK)
+            on_block(passes)
         if validation_vectors is not None and validation_loss is not None:
             with torch.no_grad():
                 value = float(validation_loss(logits(validation_vectors)))
@@ -229,7 +233,7 @@ def fit_head(
                 worse += 1
                 if worse >= settings.patience:
                     break
-        if previous - objective < settings.tolerance * abs(objective):
+        if not in_batches and previous - objective < settings.tolerance * abs(objective):
             break
         previous = objective
     with torch.no_grad():
@@ -239,7 +243,8 @@ def fit_head(
         # What an anchor has learned from options that have gone since stays: it serves options to come.
         head.shared_map.copy_(anchor.shared_map + (coordinates - anchor_coordinates) @ basis)
         head.bias.sub_(head.linear()[0] @ shift)
-    optimizer.zero_grad()
+    for parameter in parameters:
+        parameter.grad = None
     return FitResult(iterations, objective, best[0] if best else None)
 
 
@@ -249,14 +254,10 @@ def _row_basis(matrix: Tensor) -> Tensor:
     return directions[sizes > RANK_TOLERANCE * sizes.max()]
 
 
-def _with_descriptions(
-    head: OptionHead, vectors: np.ndarray, rows: TargetRows, weight: float
-) -> tuple[np.ndarray, TargetRows]:
+def _with_descriptions(head: OptionHead, vectors: np.ndarray, rows: Rows, weight: float) -> tuple[np.ndarray, Rows]:
     """The rows, and behind them one labelled row for every option that has a description; the vectors are a copy."""
     described = head.option_vectors.cpu().numpy()
     options = np.flatnonzero(described.any(axis=1))
     if not weight or not len(options):
         return vectors.copy(), rows
-    labels = TargetRows.from_labels(options, len(described))
-    labels = TargetRows.of(Objective.LIKELIHOOD, labels.target, np.full(len(options), weight))
-    return np.concatenate([vectors, described[options]]), TargetRows.joined([rows, labels])
+    return np.concatenate([vectors, described[options]]), rows.with_labels(options, weight)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dspy_router.heads import OptionHead
+from dspy_router.learning.list_rows import ListRows
 from dspy_router.learning.rows import TargetRows
 from dspy_router.threads import threads_for
 
@@ -42,7 +43,7 @@ class NetworkTask:
 
     head: OptionHead
     ids: Tensor
-    rows: TargetRows
+    rows: TargetRows | ListRows
 
 
 def fit_network(
@@ -72,7 +73,7 @@ def fit_network(
     generator = np.random.default_rng(settings.seed)
     modules = nn.ModuleList([network, *(task.head for task in tasks)])
     for task in tasks:
-        task.head.temperature.fill_(1.0)
+        task.head.begin_training()
     optimizer = torch.optim.AdamW(modules.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     splits = [_split(len(task.rows), settings.held_out, generator) for task in tasks]
     losses = [task.rows.loss() for task in tasks]

@@ -76,6 +76,12 @@ class TargetRows:
         """Some of the rows: bool [n], or int."""
         return TargetRows(self.target[chosen], self.objective[chosen], self.weight[chosen])
 
+    def with_labels(self, options: np.ndarray, weight: float) -> "TargetRows":
+        """These rows, and behind them a labelled one for each of some options, int [m]."""
+        labels = TargetRows.from_labels(options, self.target.shape[1])
+        labels = TargetRows.of(Objective.LIKELIHOOD, labels.target, np.full(len(options), weight))
+        return TargetRows.joined([self, labels])
+
     def __len__(self) -> int:
         return len(self.weight)
 

@@ -2,6 +2,7 @@
 
 A fifth of a field's rows is set aside, a second head is fitted to the others, and its logits for the fifth show how
 sure a head may be of what it has not seen. What is found there is applied to the head that was fitted to all rows.
+Lists are calibrated in their own way: see `dspy_router.learning.list_calibration`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,14 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+from scipy.special import expit
 
 from dspy_router.heads import OptionHead, softmax
 from dspy_router.learning.calibration import Calibration, Reliability, calibrate, held_out, recall_at_k, reliability
 from dspy_router.learning.familiarity import build_reference
 from dspy_router.learning.fit import fit_head
-from dspy_router.learning.new_options import fit_transfer
+from dspy_router.learning.list_calibration import calibrate_list, description_transfer, held_out_logits, known_members
+from dspy_router.learning.list_rows import ListRows
+from dspy_router.learning.new_options import DescriptionTransfer, fit_transfer
 from dspy_router.learning.reference import TEXT_LENGTH, Reference
 from dspy_router.learning.rows import Objective, TargetRows
+from dspy_router.list_heads import ListHead
 from dspy_router.optimizers.learner import FieldRows
 from dspy_router.training_record import TrainingRecord
 
@@ -34,7 +39,7 @@ class FieldCalibration:
         biases: Options that got a bias of their own.
         before: Reliability on the held-out rows as the fit left it.
         after: With temperature and biases, which were fitted to the same rows.
-        recall: By k, how often the right option is among the k likeliest on the held-out rows.
+        recall: By k, how often the right option is among the k likeliest on the held-out rows; empty for a list.
     """
 
     field: str
@@ -70,9 +75,7 @@ def calibrate_routes(rows: Sequence[FieldRows], seed: int = 0) -> tuple[FieldCal
         route, name = entry.route, entry.field.name
         record = (route.learned.record or TrainingRecord()).with_texts(entry.texts)
         if not route.encoder.trainable:
-            seen = _Seen.by(entry, record.references.get(name))
-            transfer = fit_transfer(route.head[name], seen.vectors, seen.rows, seed=seed)
-            calibration, reference = _calibrated(entry, seen, seed)
+            calibration, reference, transfer = _calibrated(entry, record.references.get(name), seed)
             record = replace(
                 record,
                 references=_with(record.references, name, reference),
@@ -107,24 +110,32 @@ class _Seen:
     forgotten: int = 0
 
     @classmethod
-    def by(cls, entry: FieldRows, earlier: Reference | None) -> "_Seen":
-        vectors = entry.route.encoder.encode(entry.texts)
+    def by(cls, entry: FieldRows, vectors: np.ndarray, rows: TargetRows, earlier: Reference | None) -> "_Seen":
         if entry.anchor is None or earlier is None:
-            return cls(entry.texts, vectors, entry.rows)
+            return cls(entry.texts, vectors, rows)
         new = {text[:TEXT_LENGTH] for text in entry.texts}
         kept = [index for index, text in enumerate(earlier.texts) if text not in new]
         labels = TargetRows.from_labels(earlier.text_options[kept], len(earlier.options))
         return cls(
             [*(earlier.texts[index] for index in kept), *entry.texts],
             np.concatenate([earlier.text_vectors[kept].astype(np.float32), vectors]),
-            TargetRows.joined([labels, entry.rows]),
+            TargetRows.joined([labels, rows]),
             len(kept),
             earlier.rows - len(kept),
         )
 
 
-def _calibrated(entry: FieldRows, seen: _Seen, seed: int) -> tuple[FieldCalibration | None, Reference | None]:
+def _calibrated(
+    entry: FieldRows, earlier: Reference | None, seed: int
+) -> tuple[FieldCalibration | None, Reference | None, DescriptionTransfer | None]:
     head = entry.route.head[entry.field.name]
+    vectors = entry.route.encoder.encode(entry.texts)
+    if isinstance(entry.rows, ListRows):
+        assert isinstance(head, ListHead)
+        transfer = description_transfer(head, vectors, entry.rows)
+        return _calibrated_list(entry, head, vectors, entry.rows, seed), None, transfer
+    seen = _Seen.by(entry, vectors, entry.rows, earlier)
+    transfer = fit_transfer(head, seen.vectors, seen.rows, seed=seed)
     logits = head.logits(seen.vectors)
     # Of what is remembered, no head is at hand that has not learned from it.
     new = np.arange(seen.remembered, len(seen.rows))
@@ -146,7 +157,33 @@ def _calibrated(entry: FieldRows, seen: _Seen, seed: int) -> tuple[FieldCalibrat
         entry.field.option_names, head.option_vectors.cpu().numpy(), seen.vectors, seen.rows, logits, seen.texts,
         held_out=None if held is None else np.isin(np.arange(len(seen.rows)), held), seed=seed,
     )  # fmt: skip
-    return field, reference and replace(reference, rows=reference.rows + seen.forgotten)
+    return field, reference and replace(reference, rows=reference.rows + seen.forgotten), transfer
+
+
+def _calibrated_list(
+    entry: FieldRows, head: ListHead, vectors: np.ndarray, rows: ListRows, seed: int
+) -> FieldCalibration | None:
+    seen = held_out_logits(head, vectors, rows, anchor=entry.anchor, seed=seed)
+    calibration = None if seen is None else calibrate_list(seen.logits, rows.part(seen.rows))
+    if seen is None or calibration is None:
+        return None
+    calibration.apply(head)
+    truth, weight = known_members(rows.part(seen.rows))
+    known = weight > 0
+
+    def measured(logits: np.ndarray) -> Reliability:
+        within = expit(logits[known])
+        return reliability(np.maximum(within, 1 - within), np.where(within >= 0.5, truth[known], 1 - truth[known]))
+
+    return FieldCalibration(
+        field=entry.field.name,
+        rows=len(seen.rows),
+        temperature=calibration.temperature,
+        biases=int(np.count_nonzero(calibration.bias)),
+        before=measured(seen.logits),
+        after=measured(calibration(seen.logits)),
+        recall={},
+    )
 
 
 def _report(entry: FieldRows, calibration: Calibration, logits: np.ndarray, rows: TargetRows) -> FieldCalibration:

@@ -19,7 +19,14 @@ from dspy_router.learning.fit import FitSettings
 from dspy_router.optimizers.calibrating import calibrate_routes
 from dspy_router.optimizers.exploration import explore
 from dspy_router.optimizers.frontier import FrontierPoint, frontier
-from dspy_router.optimizers.learner import FieldRows, agreement, field_rows, fit_routes, learned_before
+from dspy_router.optimizers.learner import (
+    FieldRows,
+    agreement,
+    field_rows,
+    fit_routes,
+    learned_before,
+    require_trainable,
+)
 from dspy_router.optimizers.logs import logged_feedback, with_example_keys
 from dspy_router.optimizers.outcomes import TRIED, CostUnit, RewardReading
 from dspy_router.optimizers.progress import Progress
@@ -71,6 +78,7 @@ class Compilation:
         self.program = student.deepcopy()
         bind_clients(self.program)
         self.routes = find_routes(self.program)
+        require_trainable(self.routes)
         self.anchors = {} if settings.restart else learned_before(self.routes)
         self.feedback: list[Feedback] = []
         self.set_aside: Counter[str] = Counter()
@@ -90,6 +98,7 @@ class Compilation:
             max_errors=settings.max_errors,
             log=RolloutLog(settings.log_dir) if settings.log_dir else None,
             seed=settings.seed,
+            executor=settings.executor,
         )
 
     def run(self) -> dspy.Module:
@@ -211,7 +220,7 @@ class Compilation:
         Raises:
             RouteError: If the budget does not cover the validation passes.
         """
-        decisions = sum(len(route.fields) for route in self.routes.values())
+        decisions = sum(len(route.decision_fields) for route in self.routes.values())
         calls = metric_calls(self.settings, decisions, len(self.valset or self.trainset))
         passes = 2 * len(self.valset) if self.settings.metric else 0
         if calls is None:
@@ -280,7 +289,7 @@ class Compilation:
 
     def unsettled(self) -> Examples:
         """Training examples that have neither a right run nor a label or teacher's word for every field."""
-        fields = {field.name for route in self.routes.values() for field in route.fields}
+        fields = {field.name for route in self.routes.values() for field in route.decision_fields}
         told: dict[str, set[str]] = defaultdict(set)
         for row in self.feedback:
             right = row.source in TRIED and row.has_reward and self.reading.success(row)
@@ -308,6 +317,7 @@ class Compilation:
         return {
             "rollouts": len(finished),
             "errors": sum(rollout.error is not None for rollout in finished),
+            "lost": self.runner.lost,
             "tokens": sum(rollout.tokens for rollout in finished),
             "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
         }

@@ -194,7 +194,7 @@ def _presume(
         if found := {decided.example: decided.text for decided in decisions if decided.parent is None}:
             firsts[key] = found
     if not firsts and routes.get("self") is program:
-        firsts["self", routes["self"].fields[0].name] = {}
+        firsts["self", routes["self"].decision_fields[0].name] = {}
     if len(firsts) != 1:
         return
     [(key, seen)] = firsts.items()

@@ -11,6 +11,7 @@ from dspy.teleprompt.teleprompt import Teleprompter
 
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
+from dspy_router.optimizers.executors import Executor
 from dspy_router.optimizers.outcomes import CostUnit
 from dspy_router.optimizers.rollout_log import sole_use
 from dspy_router.optimizers.rollouts import Metric
@@ -47,6 +48,8 @@ class RouteFinetune(Teleprompter):
         seed: With the same seed and data, the same result.
         log_dir: Finished rollouts are kept in `rollouts.jsonl` there, and taken from it by a later compile with
             the same examples; the report goes to `report.json`.
+        executor: Where rollouts run: DSPy's own threads by default, `dspy_router.distributed.RayExecutor` for the
+            worker processes of a Ray cluster. Results are the same.
 
     Where MLflow or OpenTelemetry is in use, they are told of the progress; see `dspy_router.tracing`.
 
@@ -84,6 +87,7 @@ class RouteFinetune(Teleprompter):
         max_errors: int | None = None,
         seed: int = 0,
         log_dir: str | Path | None = None,
+        executor: Executor | None = None,
     ) -> None:
         super().__init__()
         if max_metric_calls is not None and max_metric_calls < 0:
@@ -113,6 +117,7 @@ class RouteFinetune(Teleprompter):
             max_errors=max_errors,
             seed=seed,
             log_dir=Path(log_dir) if log_dir else None,
+            executor=executor,
         )
         self.report: FinetuneReport | None = None
         self.feedback: list[Feedback] = []
@@ -134,8 +139,8 @@ class RouteFinetune(Teleprompter):
 
         Args:
             student: A route, or any module with routes in it.
-            trainset: Examples with inputs set. Those that have a route's output field are gold labels. May be left
-                out where there is feedback.
+            trainset: Examples with inputs set. Those that have a route's output field are gold labels; of an output
+                that is a list, a list, `[]` where no option fits. May be left out where there is feedback.
             teacher: A program whose decisions are learned, such as the one with the LM planner; or a list of one, as
                 `dspy.BetterTogether` hands it over.
             valset: Examples on which the result must be no worse than the student. Without a valset the
@@ -153,7 +158,10 @@ class RouteFinetune(Teleprompter):
         with sole_use(log_dir) if log_dir else nullcontext():
             compilation = Compilation(self.settings, student, trainset or [], _sole_teacher(teacher), valset, feedback)
             self.report, self.feedback = None, compilation.feedback
-            program = compilation.run()
+            try:
+                program = compilation.run()
+            finally:
+                compilation.runner.close()
         self.report = compilation.report
         return program
 

@@ -46,6 +46,8 @@ def frontier(routes: Routes, tried: Sequence[Feedback], reading: RewardReading) 
     if len(reward_of) != 1 or any(not row.sole for row in tried):
         return ()
     [(key, rewards)] = reward_of.items()
+    if key[1] not in routes[key[0]].head.fields:  # one option of a list
+        return ()
     costs = field_values(routes, tried, reading.cost)[key]
     rewards_range, costs_range = np.ptp(rewards.tries.reward), np.ptp(costs.tries.reward)
     if len(rewards.inputs) < FOLDS or rewards_range == 0 or costs_range == 0:

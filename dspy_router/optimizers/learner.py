@@ -1,22 +1,25 @@
 """From feedback rows to fitted heads."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
-from dspy_router.learning.fit import Anchor, FitSettings, fit_head
+from dspy_router.learning.fit import LIST_FIT, Anchor, FitSettings, fit_head
 from dspy_router.learning.fit_network import NetworkFitSettings, NetworkTask, fit_network
+from dspy_router.learning.list_rows import ListRows
 from dspy_router.learning.rows import Objective, TargetRows
 from dspy_router.optimizers.graded import TextTargets, graded_targets
 from dspy_router.optimizers.outcomes import TRIED, RewardReading
 from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, open_options, policies_at, run_evidence
 from dspy_router.route import DifferentiableRoute
 
+MOST_OPTIONS = 10_000  # each option is a row with a target for each
 SMALLEST_REACH = 1e-3  # what is so unlikely to be part of the right run is not learned from
 TELLING = 0.999  # likelihoods that are all at least this say nothing
 
@@ -28,28 +31,50 @@ class FieldRows:
     route: DifferentiableRoute
     field: DecisionField
     texts: list[str]
-    rows: TargetRows
+    rows: TargetRows | ListRows
     anchor: Anchor | None = None
 
     def agreement(self) -> float:
-        """Weighted mean worth of the likeliest options: a share right, or a mean reward where rewards are graded."""
-        policy = self.route.head[self.field.name].policy(self.route.encoder.encode(self.texts))
-        return float(np.average(self.rows.worth(policy.argmax(axis=1)), weights=self.rows.weight))
+        """Weighted mean worth of the options taken: a share right, or a mean reward where rewards are graded.
+
+        Of lists, the share of right answers to whether an option is in the list.
+        """
+        chosen = self.route.head[self.field.name].chosen(self.route.encoder.encode(self.texts))
+        return float(np.average(self.rows.worth(chosen), weights=self.rows.weight))
+
+
+def require_trainable(routes: Routes) -> None:
+    """Refuse routes with more options than a fit has memory for: the rows' targets are dense.
+
+    Raises:
+        RouteError: If a field has more than `MOST_OPTIONS`.
+    """
+    for field in decided_fields(routes).values():
+        if len(field.options) > MOST_OPTIONS:
+            raise RouteError(
+                f"The field {field.name!r} has {len(field.options):,} options; RouteFinetune trains up to "
+                f"{MOST_OPTIONS:,}, since memory grows with their square. Untrained, the route decides among them by "
+                "their descriptions. To train it, compile a route among the options that have examples, then give it "
+                "the others with add_tools."
+            )
 
 
 def learned_before(routes: Routes) -> dict[FieldKey, Anchor]:
-    """What the heads have learned by now; those of trainable encoders and those that never were trained are left out.
+    """What the heads have learned by now, by route and output; without trainable encoders and untrained heads.
 
     A head that something else than `RouteFinetune` has trained counts as one row an option.
     """
     anchors = {}
-    for (name, field), decided in decided_fields(routes).items():
-        route = routes[name]
-        head = route.head[field]
-        references = route.learned.record.references if route.learned.record else {}
-        if not route.encoder.trainable and any(bool(parameter.any()) for parameter in head.parameters()):
-            rows = references[field].rows if field in references else len(decided.options)
-            anchors[name, field] = Anchor.of(head, rows)
+    for name, route in routes.items():
+        for field in () if route.encoder.trainable else route.fields:
+            head, record = route.head[field.name], route.learned.record
+            if any(bool(parameter.any()) for parameter in head.parameters()):
+                rows = len(field.options)
+                if record is not None and field.name in record.references:
+                    rows = record.references[field.name].rows
+                elif record is not None and field.several:
+                    rows = len(record.keys) * len(field.options)  # of a list, every option has rows of its own
+                anchors[name, field.name] = Anchor.of(head, rows)
     return anchors
 
 
@@ -78,16 +103,45 @@ def field_rows(
     for row in labels:
         _put(targets, row, Objective.LIKELIHOOD, _one_hot(row, fields))
     return [
-        FieldRows(
-            routes[name],
-            fields[name, field],
-            [text for _, text, _ in found],
-            _joined(found),
-            (anchors or {}).get((name, field)),
+        joined
+        for name, route in routes.items()
+        for field in route.fields
+        if (
+            joined := _field_rows(
+                route,
+                field,
+                [targets[name, single.name] for single in field.decision_fields],
+                (anchors or {}).get((name, field.name)),
+            )
         )
-        for (name, field), found in targets.items()
-        if found
     ]
+
+
+def _field_rows(
+    route: DifferentiableRoute, field: DecisionField, targets: Sequence[TextTargets], anchor: Anchor | None
+) -> FieldRows | None:
+    """The rows of a field, by the targets of its decisions; None without any."""
+    if not any(targets):
+        return None
+    if field.several:
+        return FieldRows(route, field, *_listed(targets), anchor)
+    return FieldRows(route, field, [text for _, text, _ in targets[0]], _joined(targets[0]), anchor)
+
+
+def _listed(targets: Sequence[TextTargets]) -> tuple[list[str], ListRows]:
+    """Texts, and what is known of each option there: as many rows of an example's text as are known of one option."""
+    places: dict[tuple[str, str, int], int] = {}
+    entries = []
+    for option, found in enumerate(targets):
+        met: Counter[tuple[str, str]] = Counter()
+        for (example, text, _), entry in found.items():
+            row = places.setdefault((example, text, met[example, text]), len(places))
+            met[example, text] += 1
+            entries.append((row, option, *entry))
+    rows = ListRows.unknown(len(places), len(targets))
+    for row, option, objective, target, weight in entries:
+        rows.objective[row, option], rows.target[row, option], rows.weight[row, option] = objective, target, weight
+    return [text for _, text, _ in places], rows
 
 
 def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardReading) -> dict[FieldKey, TextTargets]:
@@ -153,7 +207,7 @@ def fit_routes(
                 entry.rows,
                 validation=(held_out.route.encoder.encode(held_out.texts), held_out.rows) if held_out else None,
                 anchor=entry.anchor,
-                settings=settings,
+                settings=_for_rows(settings, entry.rows),
                 on_block=bar.update,
             )
     for entries in networks.values():
@@ -164,6 +218,13 @@ def fit_routes(
         ]
         with tqdm(desc="fitting the token encoder", unit="epoch", delay=2, leave=False) as bar:
             fit_network(encoder.network, tasks, settings=NetworkFitSettings(seed=seed), on_epoch=bar.update)  # type: ignore[attr-defined]
+
+
+def _for_rows(settings: FitSettings | None, rows: TargetRows | ListRows) -> FitSettings | None:
+    """Settings as given; of a list, how hard weights and biases are pulled is its own."""
+    if settings is None or not isinstance(rows, ListRows):
+        return settings
+    return replace(settings, penalty=LIST_FIT.penalty, bias_penalty=LIST_FIT.bias_penalty)
 
 
 def agreement(rows: Sequence[FieldRows]) -> float:

@@ -9,7 +9,7 @@ from dspy_router.feedback import Feedback, read_feedback_table
 from dspy_router.fields import DecisionField
 from dspy_router.optimizers.outcomes import RewardReading
 from dspy_router.optimizers.rollouts import KeyedExample
-from dspy_router.optimizers.runs import Routes
+from dspy_router.optimizers.runs import Routes, decided_fields
 from dspy_router.optimizers.sources import likely_texts
 
 
@@ -44,6 +44,7 @@ def logged_feedback(
     """
     set_aside: Counter[str] = Counter()
     noted: Counter[str] = Counter()
+    fields = decided_fields(routes)
     if isinstance(feedback, (str, Path)):
         table = read_feedback_table(feedback)
         feedback = table.rows
@@ -53,11 +54,11 @@ def logged_feedback(
         owners = [
             name
             for name, route in routes.items()
-            if row.route in ("", name) and any(_fits(row, field) for field in route.fields)
+            if row.route in ("", name) and any(_fits(row, field) for field in route.decision_fields)
         ]
         if len(owners) != 1:
             set_aside[_misfit(row, routes) if not owners else "rows that may be of several routes"] += 1
-        elif row.chosen not in row.candidates:
+        elif row.candidates and row.chosen not in row.candidates:
             set_aside["rows that chose none of their candidates"] += 1
         elif not row.has_reward and row.source not in ("label", "synthetic", "teacher"):
             set_aside["rows with an error in place of a reward" if row.error else "rows without a reward"] += 1
@@ -66,7 +67,7 @@ def logged_feedback(
         else:
             if row.encoder and row.encoder != routes[owners[0]].encoder.fingerprint.weights[: len(row.encoder)]:
                 noted["rows made with another encoder, encoded anew"] += 1
-            if len(set(row.candidates)) < len(routes[owners[0]].field(row.field).options):
+            if 0 < len(set(row.candidates)) < len(fields[owners[0], row.field].options):
                 noted["rows with fewer candidates than there are options"] += 1
             if not row.has_propensity and row.source in ("log", "rollout"):
                 noted[f"rows with propensity {_named(row.propensity)}, used where none is needed"] += 1
@@ -90,11 +91,11 @@ def with_example_keys(rows: Sequence[Feedback], routes: Routes, examples: Sequen
 
 def _fits(row: Feedback, field: DecisionField) -> bool:
     """Whether the row decides the field among its options, or among some: a call had candidates, or there are new."""
-    return row.field == field.name and set(row.candidates) <= set(field.option_names)
+    return row.field == field.name and field.positions.keys() >= set(row.candidates or [row.chosen])
 
 
 def _misfit(row: Feedback, routes: Routes) -> str:
-    if not any(row.field == field.name for route in routes.values() for field in route.fields):
+    if not any(row.field == field.name for field in decided_fields(routes).values()):
         return "rows of a field that no route decides"
     if row.route and row.route not in routes:
         return "rows of a route that the program does not have"

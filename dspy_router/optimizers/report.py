@@ -6,11 +6,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from dspy_router.optimizers.calibrating import FieldCalibration
 from dspy_router.optimizers.frontier import FrontierPoint
 from dspy_router.optimizers.outcomes import CostUnit
+from dspy_router.tables import table
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class FinetuneReport:
         reason: Why, in a sentence.
         rollouts: Program runs scored by the metric, validation included.
         errors: Those that raised.
+        lost: Runs beside these that were with a worker process when it died, each run again. What they had spent by
+            then nobody knows, so it is in neither `tokens` nor `cost`.
         tokens: Tokens their LM calls took.
         cost: Their price in dollars; None if a model has no known price, so that only tokens are counted.
         noise: Share of 0/1 rewards found, or said, to be wrong.
@@ -56,6 +57,7 @@ class FinetuneReport:
     reason: str
     rollouts: int
     errors: int
+    lost: int
     tokens: int
     cost: float | None
     noise: float
@@ -75,11 +77,12 @@ class FinetuneReport:
             return "" if value is None else f"{value:.3f}"
 
         cost = f"{self.tokens:,} tokens, " + ("price unknown" if self.cost is None else f"${self.cost:.4f}")
+        lost = f", {self.lost} lost with their worker and run again" if self.lost else ""
         lines = [
             ["learned from", ", ".join(f"{count:,} {source} rows" for source, count in self.rows.items()), ""],
             ["training decisions, before and after", share(self.train_before), share(self.train_after)],
             ["kept", self.kept, self.reason],
-            ["rollouts", f"{self.rollouts:,} ({self.errors} raised)", cost],
+            ["rollouts", f"{self.rollouts:,} ({self.errors} raised{lost})", cost],
             ["time", f"{self.seconds:.1f} s", f"seed {self.seed}"],
         ]
         if self.validation_before is not None:
@@ -97,12 +100,12 @@ class FinetuneReport:
                 lines.insert(-2, [f"right {found.field!r} among the likeliest", shares, "recall@k of the same rows"])
         if self.noise:
             lines.insert(-1, ["noise of the metric", f"{self.noise:.1%} of its rewards are wrong", ""])
-        return tabulate(lines, tablefmt=form, disable_numparse=True)
+        return table(lines, form=form)
 
     def _frontier_table(self, form: str) -> str:
         headers = ["cost weight", "reward a run", f"{self.cost_unit} a run"]
         rows = [[f"{point.cost_weight:.4g}", f"{point.reward:.3f}", f"{point.cost:.4g}"] for point in self.frontier]
-        return tabulate(rows, headers=headers, tablefmt=form, disable_numparse=True)
+        return table(rows, headers=headers, form=form)
 
     def save_frontier(self, path: str | Path) -> Path:
         """Draw the frontier; see `dspy_router.evaluation.plots.save_frontier`."""

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from dspy_router.errors import RouteError
 
 
@@ -63,6 +61,8 @@ def sole_use(folder: Path) -> Iterator[None]:
         RouteError: If another compile is using the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder / "in_use.lock", timeout=0)
     try:
         lock.acquire()

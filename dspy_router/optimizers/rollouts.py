@@ -2,24 +2,28 @@
 
 import hashlib
 import json
+import logging
 import math
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import dspy
-from dspy.utils.parallelizer import ParallelExecutor
 from dspy.utils.usage_tracker import track_usage
 
 from dspy_router.costs import usage_cost
+from dspy_router.decision_client import named_routes
 from dspy_router.decisions import choosing, recording
 from dspy_router.errors import RouteError
+from dspy_router.optimizers.executors import Executor, LostExecutorError, ThreadExecutor
 from dspy_router.optimizers.override import RunOverride, Site, SiteDecision, route_names
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.route import DifferentiableRoute
+
+logger = logging.getLogger(__name__)
 
 Metric = Callable[..., Any]
 
@@ -91,18 +95,18 @@ class Job:
     sampled: bool = False
 
 
-class RolloutRunner:
-    """Runs jobs in DSPy's worker threads and keeps what each one taught.
+Task = tuple[Job, KeyedExample]
 
-    A finished rollout that the log already holds is taken from there and not run again.
+
+class ScoredProgram:
+    """A program with its metric: runs jobs and scores them.
+
+    It can be pickled where program and metric can.
 
     Args:
         routes: The program's routes by name.
         metric: The program's metric, or None to observe decisions without scoring.
-        num_threads: As in `dspy.Evaluate`.
         failure_score: The reward of a rollout that raised.
-        max_errors: After so many rollouts that raised, running stops with an error.
-        log: Where finished rollouts are kept; None keeps none.
         seed: Of what sampled rollouts draw.
     """
 
@@ -112,73 +116,17 @@ class RolloutRunner:
         routes: Mapping[str, DifferentiableRoute],
         metric: Metric | None,
         *,
-        num_threads: int | None,
         failure_score: float,
-        max_errors: int | None,
-        log: RolloutLog | None = None,
-        seed: int = 0,
+        seed: int,
     ) -> None:
-        self.seed = seed
         self.program = program
         self.metric = metric
-        self.num_threads = num_threads
         self.failure_score = failure_score
-        self.max_errors = dspy.settings.max_errors if max_errors is None else max_errors
-        self.log = log
-        self.finished: list[Rollout] = []
+        self.seed = seed
         self._names = route_names(routes)
-        self._errors: list[str] = []
-        self._lock = threading.Lock()
 
-    def run(
-        self,
-        jobs: Sequence[Job],
-        examples: Sequence[KeyedExample],
-        *,
-        phase: str,
-        on_done: Callable[[Rollout], object] | None = None,
-    ) -> list[Rollout]:
-        """Run jobs on examples; results are in the jobs' order.
-
-        Raises:
-            RouteError: When `max_errors` rollouts have raised; what was finished stays in `finished` and the log.
-        """
-
-        def one(job: Job) -> Rollout | None:
-            if len(self._errors) >= self.max_errors:
-                return None
-            rollout = self._logged_or_run(job, examples[job.example], phase)
-            with self._lock:
-                self.finished.append(rollout)
-                if rollout.error is not None:
-                    self._errors.append(rollout.error)
-            if on_done is not None:
-                on_done(rollout)
-            return rollout
-
-        # No timeout: DSPy would run a slow rollout a second time and pay twice.
-        executor = ParallelExecutor(
-            num_threads=self.num_threads, max_errors=len(jobs) + 1, disable_progress_bar=True, timeout=0
-        )
-        results = executor.execute(one, list(jobs))
-        if len(self._errors) >= self.max_errors:
-            kept = f" What was paid for is kept in {self.log.path}." if self.log else ""
-            raise RouteError(
-                f"Stopped after {len(self._errors)} rollouts that raised (max_errors={self.max_errors}); the last: "
-                f"{self._errors[-1]}.{kept}"
-            )
-        return results
-
-    def _logged_or_run(self, job: Job, keyed: KeyedExample, phase: str) -> Rollout:
-        key = _plain(job)
-        if self.log is not None and (logged := self.log.find(phase, keyed.key, key)) is not None:
-            return Rollout.from_json(logged)
-        rollout = self._run(job, keyed)
-        if self.log is not None:
-            self.log.append(phase, keyed.key, key, rollout.to_json())
-        return rollout
-
-    def _run(self, job: Job, keyed: KeyedExample) -> Rollout:
+    def run(self, job: Job, keyed: KeyedExample) -> Rollout:
+        """One rollout; whatever the program raises is in it."""
         draws = random.Random(f"{self.seed} {keyed.key} {job.look}") if job.sampled else None
         run = RunOverride(self._names, job.forced, draws)
         reward: float | None = self.failure_score
@@ -195,6 +143,129 @@ class RolloutRunner:
         totals = usage.get_total_tokens()
         cost, tokens = usage_cost(totals) if totals else (0.0, 0)
         return Rollout(keyed.key, job.forced, tuple(run.decisions), reward, error, tokens, cost)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_names"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._names = route_names(named_routes(self.program))  # these go by identity
+
+
+class RolloutRunner:
+    """Runs jobs where an executor takes them, and keeps what each one taught.
+
+    A finished rollout that the log already holds is taken from there and not run again.
+
+    Args:
+        routes: The program's routes by name.
+        metric: The program's metric, or None to observe decisions without scoring.
+        num_threads: As in `dspy.Evaluate`.
+        failure_score: The reward of a rollout that raised.
+        max_errors: After so many rollouts that raised, running stops with an error.
+        log: Where finished rollouts are kept; None keeps none.
+        seed: Of what sampled rollouts draw.
+        executor: Where rollouts run; in DSPy's threads by default.
+    """
+
+    def __init__(
+        self,
+        program: dspy.Module,
+        routes: Mapping[str, DifferentiableRoute],
+        metric: Metric | None,
+        *,
+        num_threads: int | None,
+        failure_score: float,
+        max_errors: int | None,
+        log: RolloutLog | None = None,
+        seed: int = 0,
+        executor: Executor | None = None,
+    ) -> None:
+        self.program = program
+        self.max_errors = dspy.settings.max_errors if max_errors is None else max_errors
+        self.log = log
+        self.finished: list[Rollout] = []
+        self.lost = 0
+        self._scored = ScoredProgram(program, routes, metric, failure_score=failure_score, seed=seed)
+        self._threads = ThreadExecutor(num_threads)
+        self._executor = executor or self._threads
+        self._errors: list[str] = []
+        self._lock = threading.Lock()
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        examples: Sequence[KeyedExample],
+        *,
+        phase: str,
+        on_done: Callable[[Rollout], object] | None = None,
+    ) -> list[Rollout]:
+        """Run jobs on examples; results are in the jobs' order.
+
+        Raises:
+            RouteError: When `max_errors` rollouts have raised, or the executor is lost and not to be replaced by
+                threads; what was finished stays in `finished` and the log.
+        """
+        tasks = [(job, examples[job.example]) for job in jobs]
+        found: dict[int, Rollout] = {}
+
+        def keep(index: int, rollout: Rollout) -> bool:
+            with self._lock:
+                found[index] = rollout
+                self.finished.append(rollout)
+                if rollout.error is not None:
+                    self._errors.append(rollout.error)
+                going_on = len(self._errors) < self.max_errors
+            if on_done is not None:
+                on_done(rollout)
+            return going_on
+
+        def finish(index: int, rollout: Rollout) -> bool:
+            if self.log is not None:
+                job, keyed = tasks[index]
+                self.log.append(phase, keyed.key, _plain(job), rollout.to_json())
+            return keep(index, rollout)
+
+        for index, rollout in self._logged(tasks, phase):
+            keep(index, rollout)
+        if len(self._errors) < self.max_errors:
+            self._execute(tasks, found, finish)
+        if len(self._errors) >= self.max_errors:
+            raise RouteError(
+                f"Stopped after {len(self._errors)} rollouts that raised (max_errors={self.max_errors}); the last: "
+                f"{self._errors[-1]}.{self._kept}"
+            )
+        return [found[index] for index in range(len(tasks))]
+
+    def _logged(self, tasks: Sequence[Task], phase: str) -> Iterator[tuple[int, Rollout]]:
+        for index, (job, keyed) in enumerate(tasks):
+            if self.log is not None and (logged := self.log.find(phase, keyed.key, _plain(job))) is not None:
+                yield index, Rollout.from_json(logged)
+
+    def _execute(
+        self, tasks: Sequence[Task], found: Mapping[int, Rollout], finish: Callable[[int, Rollout], bool]
+    ) -> None:
+        """Run the tasks for which nothing is found yet."""
+        left = [index for index in range(len(tasks)) if index not in found]
+        try:
+            self.lost += self._executor.execute(
+                self._scored, [tasks[index] for index in left], lambda place, rollout: finish(left[place], rollout)
+            )
+        except LostExecutorError as error:
+            if not error.fall_back:
+                raise RouteError(f"{error}{self._kept}") from error
+            logger.warning("%s What is left runs in threads.", error)
+            self.lost += error.lost
+            self._executor = self._threads
+            self._execute(tasks, found, finish)
+
+    def close(self) -> None:
+        """Give back what the executor holds."""
+        self._executor.close()
+
+    @property
+    def _kept(self) -> str:
+        return f" What was paid for is kept in {self.log.path}." if self.log else ""
 
 
 class RewardError(RouteError):

@@ -57,8 +57,8 @@ def bind_clients(program: dspy.Module) -> None:
 
 
 def decided_fields(routes: Routes) -> dict[FieldKey, DecisionField]:
-    """Every field that some route decides."""
-    return {(name, field.name): field for name, route in routes.items() for field in route.fields}
+    """Everything that some route decides, a list as a boolean for each of its options."""
+    return {(name, field.name): field for name, route in routes.items() for field in route.decision_fields}
 
 
 def option_numbers(routes: Routes) -> dict[FieldKey, dict[str, int]]:
@@ -112,11 +112,10 @@ def policies_at(
 ) -> dict[FieldKey, np.ndarray]:
     """The routes' probabilities, float32 [n, k], of what is open at every decision in the evidence."""
     found = {}
-    for name, field in evidence.options:
-        route = routes[name]
-        found[name, field] = (
-            route.head[field]
-            .policy(route.encoder.encode(evidence.texts((name, field))), open_[name, field])
-            .astype(np.float32)
-        )
+    for key, field in decided_fields(routes).items():
+        route = routes[key[0]]
+        # The candidates of a boolean, such as whether an option is in a list, are always both.
+        candidates = open_[key] if field.kind == "choice" else None
+        vectors = route.encoder.encode(evidence.texts(key))
+        found[key] = field.policy(route.head, vectors, candidates).astype(np.float32)
     return found

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dspy_router.optimizers.executors import Executor
 from dspy_router.optimizers.outcomes import CostUnit
 from dspy_router.optimizers.rollouts import Metric
 
@@ -28,6 +29,7 @@ class FinetuneSettings:
     max_errors: int | None
     seed: int
     log_dir: Path | None
+    executor: Executor | None
 
 
 def metric_calls(settings: FinetuneSettings, decisions: int, validation: int) -> int | None:

@@ -13,13 +13,14 @@ from tqdm.auto import tqdm
 
 from dspy_router.agent.imitation import imitation_rows, react_episode
 from dspy_router.agent.routed_agent import RoutedAgent
-from dspy_router.decision_types import plain_value, probabilities_of, recorded_probabilities
+from dspy_router.decision_types import probabilities_of, recorded_probabilities
 from dspy_router.decisions import Decision, recording
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback, Source
 from dspy_router.fields import DecisionField
 from dspy_router.optimizers.override import Site
 from dspy_router.optimizers.rollouts import Job, KeyedExample, Metric, RolloutRunner, reward_of
+from dspy_router.optimizers.runs import decided_fields
 from dspy_router.route import DifferentiableRoute
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def _direct_texts(routes: Routes, examples: Sequence[KeyedExample]) -> SiteTexts
         for index, text in enumerate(likely_texts(route, examples)):
             if text is None:
                 return None
-            sites[index] += [(Site(name, field.name, 0), text) for field in route.fields]
+            sites[index] += [(Site(name, field.name, 0), text) for field in route.decision_fields]
     return sites
 
 
@@ -96,18 +97,20 @@ def label_feedback(routes: Routes, examples: Sequence[KeyedExample], texts: Site
     Raises:
         RouteError: If a label is no option; all such labels are named with their counts.
     """
+    fields = decided_fields(routes)
     rows = []
     strays: Counter[str] = Counter()
     for entry, sites in zip(examples, texts, strict=True):
         repeated = {(site.route, site.field) for site, _ in sites if site.occurrence > 0}
         for site, text in sites:
-            field = _field(routes, site)
-            label = _label(entry.example, site.field)
+            field = fields[site.route, site.field]
+            label = _label(entry.example, field.output)
             if label is None or (site.route, site.field) in repeated:
                 continue
             index = field.index_of(label)
             if index is None:
-                strays[repr(plain_value(label))] += 1
+                if field.decides_first:  # of a list, which is one label
+                    strays.update(field.strays(label))
                 continue
             rows.append(_row(_origin(entry.example), entry.key, site, text, field, index))
     if strays:
@@ -183,7 +186,7 @@ def teacher_feedback(
             if name in agents and (steps := _teacher_steps(agents[name], name, entry, prediction)):
                 rows += steps
                 continue
-            for field in route.fields:
+            for field in route.decision_fields:
                 found = _teacher_decision(route, field, seen.decisions, trace, prediction, example, dict(evidence))
                 if found is None:
                     with lock:
@@ -238,11 +241,11 @@ def _teacher_decision(
         if decision.field == field.name and decision.name in field.option_names:
             return decision.text, field.option_names.index(decision.name), dict(decision.probabilities)
     inputs_of = route.signature.input_fields
-    steps = [(inputs, output) for _, inputs, output in trace if field.name in output]
+    steps = [(inputs, output) for _, inputs, output in trace if field.output in output]
     for inputs, output in [*steps, (example.inputs(), prediction)]:
-        if not hasattr(output, "keys") or field.name not in output or any(name not in inputs for name in inputs_of):
+        if not hasattr(output, "keys") or field.output not in output or any(name not in inputs for name in inputs_of):
             continue
-        value = output[field.name]
+        value = output[field.output]
         index = field.index_of(value)
         if index is not None:
             probabilities = probabilities_of(value) or evidence.get(field.name)
@@ -279,10 +282,6 @@ def _origin(example: dspy.Example) -> Source:
     """Whether a label was written by an LM: `dspy_router.synthesis` says so in the example."""
     origin = "" if "origin" in example.inputs() else example.get("origin", "")
     return "synthetic" if isinstance(origin, str) and origin.startswith("synthetic/") else "label"
-
-
-def _field(routes: Routes, site: Site) -> DecisionField:
-    return next(field for field in routes[site.route].fields if field.name == site.field)
 
 
 def _label(example: dspy.Example, name: str) -> Any:

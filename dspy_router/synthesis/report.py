@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-from tabulate import tabulate
+
+from dspy_router.tables import table
 
 SHOWN = 8  # options and pairs listed in the rendering
 
@@ -91,7 +92,7 @@ class SynthesisReport:
             ["failed calls", _listed(self.errors)],
             ["time", f"{self.seconds:.1f} s, seed {self.seed}"],
         ]
-        return tabulate([row for row in rows if row[1]], tablefmt=form, disable_numparse=True)
+        return table([row for row in rows if row[1]], form=form)
 
     def __str__(self) -> str:
         return self._table("plain")

@@ -198,4 +198,9 @@ def _decided_field(route: DifferentiableRoute, name: str | None) -> DecisionFiel
     if len(found) != 1:
         names = [decided.name for decided in route.fields]
         raise RouteError(f"field={name!r}: this route decides {names}; name one of them.")
+    if found[0].several:
+        raise RouteError(
+            f"{found[0].name!r} is a list: requests are written for one option at a time, and nothing would say which "
+            "others they need. Write them for a route with a single option, and add the lists yourself."
+        )
     return found[0]

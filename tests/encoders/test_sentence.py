@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dspy_router import RouteError, SentenceEncoder
-from dspy_router.encoders import sentence
-from dspy_router.encoders.sentence import MOST_WORKERS, batch_of_like_lengths
+from dspy_router.encoders import sentence, weights
+from dspy_router.encoders.batching import MOST_WORKERS, batch_of_like_lengths
 
 
 def test_the_default_model_loads_without_a_network(sentence_encoder: SentenceEncoder) -> None:
@@ -137,7 +137,7 @@ def test_an_unknown_model_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_weights_that_are_not_the_published_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sentence, "DEFAULT_WEIGHTS_FILE_SHA256", "0" * 64)
+    monkeypatch.setattr(weights, "DEFAULT_WEIGHTS_FILE_SHA256", "0" * 64)
     with pytest.raises(RouteError, match="not that of the published weights"):
         sentence.offline_folder("all-MiniLM-L6-v2")
     assert sentence.offline_folder("another-model") is None

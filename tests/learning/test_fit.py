@@ -4,6 +4,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from dspy_router.heads import OptionHead
+from dspy_router.learning import fit, minimizing
 from dspy_router.learning.fit import Anchor, FitSettings, fit_head
 from dspy_router.learning.rows import Objective, TargetRows
 
@@ -170,3 +171,30 @@ def test_an_anchor_takes_the_temperature_into_the_weights() -> None:
     Anchor.of(head, 100).put_into(head)
     assert float(head.temperature) == 1.0
     np.testing.assert_allclose(head.policy(vectors), before, atol=1e-5)
+
+
+def test_small_batches_come_near_the_optimum_of_all_rows_and_repeat_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels, centers = clusters(10_000)
+    rows = TargetRows.from_labels(labels, 4)
+    whole, batched, again = (OptionHead(torch.from_numpy(centers)) for _ in range(3))
+    exact = fit_head(whole, vectors, rows)
+    monkeypatch.setattr(fit, "MINI_BATCHES_FROM", 10_000)
+    monkeypatch.setattr(minimizing, "BATCH", 64)
+    held_out = (vectors[:500], rows.part(np.arange(500)))
+    near = fit_head(batched, vectors, rows, validation=held_out)
+    assert near.iterations == minimizing.EPOCHS
+    assert near.objective == pytest.approx(exact.objective, rel=0.02)
+    assert near.validation_loss is not None
+    assert accuracy(batched, vectors, labels) == pytest.approx(accuracy(whole, vectors, labels), abs=0.01)
+    fit_head(again, vectors, rows, validation=held_out)
+    assert torch.equal(again.weight, batched.weight)
+
+
+def test_a_fit_takes_as_many_rows_at_a_time_as_their_logits_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels, centers = clusters(300)
+    rows = TargetRows.from_labels(labels, 4)
+    whole, parted = OptionHead(torch.from_numpy(centers)), OptionHead(torch.from_numpy(centers))
+    fit_head(whole, vectors, rows)
+    monkeypatch.setattr(fit, "PART_LOGITS", 100)
+    fit_head(parted, vectors, rows)
+    np.testing.assert_allclose(whole.policy(vectors), parted.policy(vectors), atol=1e-3)

@@ -3,8 +3,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dspy_router import RouteError, RouteFinetune
 from dspy_router.feedback import Feedback, Source
 from dspy_router.learning.rows import Objective
+from dspy_router.optimizers import learner
 from dspy_router.optimizers.learner import FieldRows, field_rows, fit_routes
 from dspy_router.optimizers.outcomes import RewardReading
 from dspy_router.optimizers.runs import find_routes, runs_of
@@ -162,3 +164,9 @@ def test_each_fields_rows_fit_its_own_head() -> None:
     for example in examples[:12]:
         assert routes["left"](request=example.request).fruit == example.wanted
         assert routes["right"](request=example.request).fruit == shifted[example.wanted]
+
+
+def test_more_options_than_a_fit_has_memory_for_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner, "MOST_OPTIONS", 2)
+    with pytest.raises(RouteError, match=r"'fruit' has 3 options; RouteFinetune trains up to 2.*add_tools"):
+        RouteFinetune().compile(fruit_route(), trainset=fruit_requests(6, label=True))

@@ -65,6 +65,14 @@ def test_a_run_that_raises_is_kept_with_what_it_decided() -> None:
     assert own.finished == [rollout]
 
 
+def test_a_rollout_that_cannot_be_kept_is_an_error() -> None:
+    def full(rollout: Rollout) -> None:
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        runner(Shop()).run([Job(0), Job(1)], keyed(fruit_requests(2)), phase="train", on_done=full)
+
+
 @pytest.mark.parametrize(
     ("value", "reward"), [(True, 1.0), (0.25, 0.25), (dspy.Prediction(score=0.5), 0.5), ("2", 2.0)]
 )
