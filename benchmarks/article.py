@@ -30,6 +30,7 @@ from scripted_lm import scripted_lm
 from tqdm.auto import tqdm
 
 from dspy_router import RoutedAgent, RouteFinetune
+from dspy_router.agent import Progress
 from dspy_router.costs import call_cost
 
 TASKS, TRAINING_TASKS, STEPS = 40, 120, 6
@@ -197,8 +198,12 @@ def context_growth(tasks: World, lm: dspy.LM, model: str) -> list[tuple[Run, Run
     """For each trail the run of `dspy.ReAct` and of a route that has learned from other trails."""
     steps = max(DEPTHS) + 1
     react = dspy.ReAct(Answer, tasks.tools, max_iters=steps)
-    agent = trained(routed_agent(tasks), trails(seed=1))
-    agent.max_iters = steps
+
+    def next_page(progress: Progress) -> dict[str, str]:
+        return {"query": progress.results[-1].text if progress.results else progress.request}
+
+    sources = {"search": next_page, "calculator": "lm"}
+    agent = trained(RoutedAgent(Answer, tasks.tools, max_iters=steps, args=sources), trails(seed=1))
     return [(measured(react, task, lm, model), measured(agent, task, lm, model)) for task in tasks.tasks]
 
 

@@ -16,6 +16,8 @@ from tests.loopback import JsonServer
 
 # A result in a prompt: of `dspy.ReAct`'s trajectory, or a line of the results of the other programs.
 RESULT = re.compile(r"^(?:\[\[ ## observation_\d+ ## \]\]\n|\w+\(.*\): )(.*)$", re.MULTILINE)
+# The instruction of the predictor that writes the arguments of a tool which `RoutedAgent` has chosen.
+CHOSEN = re.compile(r"arguments of the next call of the tool `(\w+)`")
 
 
 @contextmanager
@@ -27,7 +29,9 @@ def scripted_lm(tasks: Iterable[Task]) -> Iterator[dspy.LM]:
         prompt = body["messages"][-1]["content"]
         question = re.search(r"\[\[ ## question ## \]\]\n(.*)\n", prompt)
         assert question, prompt
-        message = {"role": "assistant", "content": ideal(by_question[question[1]], prompt)}
+        chosen = CHOSEN.search(body["messages"][0]["content"])
+        content = ideal(by_question[question[1]], prompt, chosen and chosen[1])
+        message = {"role": "assistant", "content": content}
         return {
             "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
             "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
@@ -41,16 +45,21 @@ def scripted_lm(tasks: Iterable[Task]) -> Iterator[dspy.LM]:
         server.close()
 
 
-def ideal(task: Task, prompt: str) -> str:
-    """The fields that a prompt asks for, as a planner writes them that makes no mistake and knows what it is shown."""
+def ideal(task: Task, prompt: str, chosen: str | None = None) -> str:
+    """The fields that a prompt asks for, as a planner writes them that makes no mistake and knows what it is shown.
+
+    Args:
+        task: What the prompt is about.
+        prompt: The last message.
+        chosen: The tool whose arguments are asked for, if it was chosen already.
+    """
     shown, _, asked = prompt.rpartition("Respond with")
     seen = [result[1] for result in RESULT.finditer(shown)]
     names = re.findall(r"\[\[ ## (\w+) ## \]\]", asked)
     done = len(seen)
-    if "next_tool_name" not in names and "next_tool_args" in names:  # of a call that was chosen already
-        tool, arguments = task.plan[-1] if seen == list(task.results[:-1]) else ("calculator", {"expression": "0"})
-    else:
-        tool, arguments = task.plan[done] if done < len(task.plan) else ("finish", {})
+    tool, arguments = task.plan[done] if done < len(task.plan) else ("finish", {})
+    if chosen and (tool != chosen or seen != list(task.results[:done])):
+        arguments = {"expression": "0"} if chosen == "calculator" else {"query": task.question}
     fields = {
         "next_thought": "All is known, so I can finish." if tool == "finish" else f"I need the {tool} tool next.",
         "reasoning": "The results say it.",

@@ -69,6 +69,41 @@ CLAIMS = {
         "unpromised['all'][2] > RISK > promised_again['all'][2]",
         "recall.recall[5] > 0.97 and 2 * mean_size < max(sizes.values())",
     ],
+    "05_the_article": [
+        "all(len(run.prompts) == len(task.plan) + 2"
+        " for run, task in zip(runs['an LLM, dspy.ReAct'], tasks.tasks, strict=True))",
+        "all(run.right for name in ('an LLM, dspy.Predict', 'an LLM, dspy.ReAct') for run in runs[name])",
+        "fmean(run.right for run in runs['a route, untrained']) < 0.85"
+        " and fmean(run.right for run in runs['a route']) > 0.9",
+        "bill['a route'] < 0.2 * bill['an LLM, dspy.ReAct']",
+        "all(len(routed.prompts) == 1 and len(planned.prompts) == depth + 2 and planned.right and routed.right"
+        " for depth, (planned, routed) in zip(DEPTHS, growth, strict=True))",
+        "max(apart_from_results) - min(apart_from_results) <= 2",
+        "max(ratios) <= 0.15 and ratios[-1] < 0.04",
+        "costs['RoutedAgent'][-1] < 0.15 * costs['dspy.ReAct, cached'][-1] < costs['dspy.ReAct'][-1]",
+        "[fmean(run.right for run in found) > 0.9 for found in by_source.values()] == [True, False, False, True, True]",
+        "0.25 < sum(sum(run.prompts) for run in by_source['an LM for both'])"
+        " / sum(sum(run.prompts) for run in by_source['dspy.ReAct']) < 0.4",
+        "abs(fmean(len(run.prompts) for run in by_source['an LM for both'])"
+        " - fmean(len(task.plan) + 1 for task in tasks.tasks)) < 0.1",
+        "fmean(curve[10]) + 0.05 < fmean(curve[120]) and fmean(never_seen) < 0.7",
+        "120 < earned_back < 170",
+    ],
+    "06_routed_agent": [
+        "len(calls_of(prediction)) > 2 and '103320' in prediction.trajectory['observation_1']",
+        "fmean(agree[0]) < 0.6 and fmean(agree[1]) > 0.8",
+        "fmean(results['untrained'].right) < 0.8 and fmean(results['96 recorded runs'].right) > 0.9",
+        "fmean(results['160 metric calls'].right) <= fmean(results['16 recorded runs, 160 metric calls'].right)",
+        "results[guarded_name].lm_calls < 0.6 * results['dspy.ReAct'].lm_calls",
+        "fmean(results[guarded_name].right) >= fmean(results['96 recorded runs'].right)",
+        "fmean(kept) >= 0.9 and len(mixed) > 10",
+        "len(str(observations[2])) > 10_000_000 and len(sent) < 10_000",
+        "same",
+        "float(gain[0].split()[0]) > 3 and float(gain[0].split('[')[1].split(',')[0]) > 0",
+        "wrong['route, state'].mean() > 1 / 3 and wrong['route, state'][table.chosen != 'reply'].mean() > 0.5",
+        "curves['route, state'].coverage_at(0.1) < 0.35",
+        "max(succeeded) < 0.5",
+    ],
 }
 
 

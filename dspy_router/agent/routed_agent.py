@@ -32,21 +32,23 @@ class RoutedAgent(dspy.Module):
 
     Arguments come from the cheapest source that will do. By default a tool that requires none gets none, one that
     requires exactly one string gets the request, and for any other a `dspy.Predict` writes them, which sees that
-    tool's schema, the inputs and the results. The request is right for a first search and wrong for a calculator
-    after it: `args` declares another source, by the tool's name.
+    tool's schema, the inputs and the results. The request, word for word, is right for a first search; it is wrong for
+    a calculator after it, or for a tool that wants the number of an order. `args` declares another source, by the
+    tool's name.
 
     - `"request"`: the only input, or several as `name: value` lines, for the one argument that the tool requires.
     - an input's name: that input, likewise.
-    - a function of the run's `Progress`: the arguments by name, or None while the tool cannot be called. It is called
-      before every step, so it should be quick and change nothing.
+    - a function of the run's `dspy_router.agent.Progress`: the arguments by name, such as
+      `lambda progress: {"query": progress.results[-1].text if progress.results else progress.request}`, or None while
+      the tool cannot be called. It is called before every step, so it should be quick and change nothing.
     - `"lm"`: what the predictor `arguments[tool]` writes.
 
     Nothing is called twice with the same arguments in a run: such a tool is no candidate of a step. Where an LM writes
     them again, the fallback is told so, or without one the tool is no candidate until another has been called. To
     finish is always possible.
     `RouteFinetune` trains the route, `step`, from the metric, from a `dspy.ReAct` as teacher or from recorded
-    trajectories. Untrained, it goes by descriptions: it calls the tools that are nearer to the state than
-    "finish" is, each once, which may well be all of them.
+    trajectories (`dspy_router.agent.imitation`). Untrained, it goes by descriptions: it calls the tools that are nearer
+    to the state than "finish" is, each once with the same arguments, which may well be all of them.
 
     A tool that raises, or gives nothing in time, gives an observation that says so. Arguments that a schema refuses
     are written once more, by the fallback or else by the predictor that wrote them; then they too are an observation.
@@ -64,7 +66,8 @@ class RoutedAgent(dspy.Module):
         fallback: Plans the steps that the route declines: a module that takes the inputs and `trajectory`, and gives
             `next_tool_name` and, if it likes, `next_tool_args` and `next_thought`, as `dspy.ReAct(...).react` does.
         args: Sources of arguments by tool.
-        encoder: A `StepEncoder`, or the base of one: what `DifferentiableRoute` takes as `encoder`, if it is frozen.
+        encoder: A `dspy_router.encoders.step.StepEncoder`, or the base of one: what `DifferentiableRoute` takes as
+            `encoder`, if it is frozen.
         answer: Makes the module that writes the answer from its signature: `dspy.Predict`, `dspy.ChainOfThought`, ...
         timeout: Seconds a call of a tool may take, for all or by tool; see `dspy_router.agent.tool_calls.ToolCall`.
         result_limit: Characters of a result that LMs get to read. The trajectory holds what the tool returned.
