@@ -86,12 +86,22 @@ def test_extraction_is_no_decision_and_that_is_said() -> None:
         replace_predictor(EmailProcessor(), "extractor", encoder=bag_of_words)
 
 
-def test_a_set_of_categories_is_no_decision_and_that_is_said() -> None:
+def test_a_list_of_categories_is_decided_as_one() -> None:
     support = replace_predictor(FacilitySupport(), "urgency_module", encoder=bag_of_words)
-    with pytest.raises(RouteError, match="Output field 'categories' has type list"):
-        replace_predictor(support, "categories_module", encoder=bag_of_words)
-    with pytest.raises(RouteError, match=r"keep_lm leaves it no output"):
-        replace_predictor(support, "categories_module", keep_lm=True, encoder=bag_of_words)
+    support = replace_predictor(support, "categories_module", encoder=bag_of_words)
+    trainset = [
+        dspy.Example(message=message, urgency="low", categories=categories).with_inputs("message")
+        for message, categories in [
+            ("the floor is dirty", ["cleaning"]),
+            ("the lamp is broken", ["repair"]),
+            ("the floor is dirty and the lamp is broken", ["cleaning", "repair"]),
+            ("thank you", []),
+        ]
+        for _ in range(5)
+    ]
+    support = RouteFinetune().compile(support, trainset=trainset)
+    assert support(message="the floor is dirty and the lamp is broken").categories == ["cleaning", "repair"]
+    assert support(message="thank you").categories == []
 
 
 def test_a_program_without_forward_is_routed(scripted_lm: object) -> None:
