@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint types tests newest_dspy benchmarks clean
+.PHONY: demo test lint types tests newest_dspy benchmarks instructions clean
 
 demo: $(VENV)/installed
 	$(PYTHON) -m dspy_router.demo $(ARGS)
@@ -35,6 +35,14 @@ benchmarks: $(VENV)/installed
 	$(PYTHON) benchmarks/sets.py
 	$(PYTHON) benchmarks/article.py
 	$(PYTHON) benchmarks/tau_bench.py
+	$(PYTHON) benchmarks/encoders.py
+	$(PYTHON) benchmarks/speed.py
+	$(PYTHON) benchmarks/training.py
+	$(PYTHON) benchmarks/scaling.py
+	$(PYTHON) benchmarks/scaling_ray.py
+
+instructions: $(VENV)/installed  # needs valgrind
+	$(PYTHON) benchmarks/instructions.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
