@@ -23,7 +23,7 @@ from statistics import fmean, stdev
 
 import dspy
 import numpy as np
-from common import Row, print_table, quartiles, read
+from common import VECTORS, Row, print_table, quartiles, read
 from quality import labelled
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
@@ -71,7 +71,7 @@ class Task:
 
 def main() -> None:
     """Print the tables."""
-    encoder = SentenceEncoder(cache_size=100_000)
+    encoder = SentenceEncoder(cache_size=100_000, vector_cache=VECTORS)
     for dataset, count in SETTINGS:
         found: dict[str, list[tuple[float, ...]]] = {}
         for draw in tqdm(range(DRAWS), desc=f"{dataset}, {count} requests", unit="draw"):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from common import DATA, print_table
+from common import DATA, VECTORS, print_table
 from scipy.sparse import spmatrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -100,7 +100,7 @@ def main() -> None:
     choose = parser.parse_args().choose
     episodes = read_dialogues(DATA / "tau_bench" / "airline.jsonl.gz", turns=TURNS)
     table = columns(episodes)
-    base = SentenceEncoder(cache_size=20_000)
+    base = SentenceEncoder(cache_size=20_000, vector_cache=VECTORS)
     encode_parts(base, table)
     if choose:
         print_table(

@@ -18,7 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Row, accuracy, examples, half_width, print_table, quartiles, read, semantic_router, texts_and_labels
+from common import (
+    VECTORS,
+    Row,
+    accuracy,
+    examples,
+    half_width,
+    print_table,
+    quartiles,
+    read,
+    semantic_router,
+    texts_and_labels,
+)
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
@@ -42,7 +53,7 @@ def main() -> None:
     parser.add_argument("--setfit-steps", type=int, default=100, help="batches of 16 pairs that SetFit learns from")
     parser.add_argument("--only", choices=SETTINGS, help="one setting")
     options = parser.parse_args()
-    encoder = SentenceEncoder(cache_size=100_000)
+    encoder = SentenceEncoder(cache_size=100_000, vector_cache=VECTORS)
     lines = []
     for name, (train, test, title) in SETTINGS.items():
         if options.only in (None, name):
