@@ -18,8 +18,8 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(VENV)/bin/mypy
 
-tests: $(VENV)/installed
-	$(PYTHON) -m pytest -q --durations=10
+tests: $(VENV)/installed  # on busy cores, threads of one torch operation wait long for each other
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q --durations=10
 
 newest_dspy: $(VENV)/installed
 	.ci/newest_dspy
