@@ -84,8 +84,8 @@ def main() -> None:
         on_onnx = served(semantic_router(kept_encoder(), shots), routes[ONNX].encoder)
         torch.set_num_threads(1)
         seconds["one text"] = one_decision(routes, router, on_onnx, requests)
+        lines += single_lines(seconds["one text"]) + row_lines(in_a_row(routes[STATIC], requests))
         torch.set_num_threads(threads)
-        lines += single_lines(seconds["one text"])
     if "batches" in given.only:
         seconds[f"{MANY:,} texts"] = batches(routes, many[: ROUNDS * MANY])
         lines += batch_lines(seconds[f"{MANY:,} texts"])
@@ -145,6 +145,26 @@ def one_decision(
         "DSPy's call of a module that does nothing": lambda text: nothing(text=text),
     }
     return in_turns(ways, texts, "one decision")
+
+
+def in_a_row(route: DifferentiableRoute, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Seconds a call of the light paths, call after call: in turns with models, every call begins with cold caches."""
+    nothing = Nothing()
+    ways: dict[str, Callable[[list[str]], Any]] = {
+        f"route on {STATIC}": lambda part: [route(text=text) for text in part],
+        f"{STATIC} alone": lambda part: [route.encoder._encode_batch([text]) for text in part],
+        "DSPy's call of a module that does nothing": lambda part: [nothing(text=text) for text in part],
+    }
+    return {name: found / len(texts) for name, found in in_turns(ways, [list(texts)] * ROUNDS, "in a row").items()}
+
+
+def row_lines(seconds: dict[str, np.ndarray]) -> list[list[str]]:
+    """The same call after call, to the encoder alone."""
+    base = f"{STATIC} alone"
+    return [
+        [f"in a row: {name}", *times(found), ratio(found[:, 0], seconds[base][:, 0]), f"{base}'s time"]
+        for name, found in seconds.items()
+    ]
 
 
 def batches(routes: dict[str, DifferentiableRoute], texts: Sequence[str]) -> dict[str, np.ndarray]:
