@@ -82,12 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report(task, options, *run(task, options, encoder, log))
 
 
-def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lm", required=True, help="the planner: a litellm name")
+def add_lm(parser: argparse.ArgumentParser) -> None:
+    """The options by which an LM is reached."""
+    parser.add_argument("--lm", required=True, help="a litellm name")
     parser.add_argument("--api-base", help="address of an OpenAI-compatible server")
     parser.add_argument("--api-key", help="key, where one is needed and the environment has none")
     parser.add_argument("--adapter", choices=get_args(AdapterName), default="json", help="default: %(default)s")
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_lm(parser)
     parser.add_argument("--only", choices=TASKS, help="one data set")
     parser.add_argument("--requests", type=int, default=200, help="requests a data set (default: %(default)s)")
     parser.add_argument("--labels", type=int, default=20, help="labels an option (default: %(default)s)")
