@@ -90,12 +90,12 @@ def policies(route: "DifferentiableRoute", call: Call, vector: "np.ndarray") -> 
     found = {}
     for field in route.fields:
         mask = call.candidates.get(field.name)
-        policy = route.head[field.name].policy(vector, mask)
+        policy = route.learned.folded(field.name).policy(vector, mask)
         found[field.name] = by_name(field.option_names, field.positions, policy, mask)
     guard, scoring = route.learned.guard, dspy.settings.get("_route_scoring", False)
     if guard is None and not scoring:
         return Policies(call, found, None, False)
-    from dspy_router.scoring import route_scores  # brings torch, as does the first decision
+    from dspy_router.scoring import route_scores
 
     score = float(route_scores(route, vector[None], call.candidates)[0])
     if guard is None or scoring:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from dspy_router.options import Option, encode_options
 from dspy_router.route import DifferentiableRoute
 
 if TYPE_CHECKING:
-    from dspy_router.heads import OptionHead
+    from dspy_router.folded import FoldedHead
 
 MODEL = "dspy_router"
 
@@ -44,7 +44,7 @@ class RouteRequest:
 
     route: DifferentiableRoute
     text: str
-    heads: "dict[str, OptionHead]"
+    heads: "dict[str, FoldedHead]"
     request: dict[str, Any]
     state: Mapping[str, Any]
 
@@ -127,7 +127,7 @@ def _zero_shot_route(encoder: Encoder, inputs: tuple[tuple[str, Any], ...], ques
     return DifferentiableRoute(asked_signature(dict(inputs), json.loads(questions)), encoder=encoder)
 
 
-def _head(route: DifferentiableRoute, name: str, question: Mapping[str, Any]) -> "OptionHead":
+def _head(route: DifferentiableRoute, name: str, question: Mapping[str, Any]) -> "FoldedHead":
     """The route's head for a question, with its options described as the question does."""
     field = next((field for field in route.fields if field.name == name), None)
     labels = question_labels(question)
@@ -138,14 +138,14 @@ def _head(route: DifferentiableRoute, name: str, question: Mapping[str, Any]) ->
             f"decides {decided}. Make the route from the predictor's signature, or give it a DecisionClient() without "
             "a route."
         )
-    head = route.head[name]
+    head = route.learned.folded(name)
     options = described_options(field, criteria_by_option(field.kind, question.get("criteria")))
     if options == field.options:
         return head
     texts = tuple(option.texts for option in options)
     if route.encoder.trainable:  # its vectors change
-        return _head_with_options.__wrapped__(head, head.version, route.encoder, texts)
-    return _head_with_options(head, head.version, route.encoder, texts)
+        return _head_with_options.__wrapped__(head, route.encoder, texts)
+    return _head_with_options(head, route.encoder, texts)
 
 
 def described_options(field: DecisionField, criteria: Mapping[str, str]) -> tuple[Option, ...]:
@@ -160,9 +160,5 @@ def described_options(field: DecisionField, criteria: Mapping[str, str]) -> tupl
 
 
 @lru_cache(maxsize=16)
-def _head_with_options(
-    head: "OptionHead", version: Hashable, encoder: Encoder, texts: tuple[tuple[str, ...], ...]
-) -> "OptionHead":
-    import torch
-
-    return head.with_options(torch.from_numpy(encode_options(texts, encoder.encode)))
+def _head_with_options(head: "FoldedHead", encoder: Encoder, texts: tuple[tuple[str, ...], ...]) -> "FoldedHead":
+    return head.with_option_vectors(encode_options(texts, encoder.encode))

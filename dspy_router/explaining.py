@@ -183,7 +183,7 @@ class _Explaining:
         return margins
 
     def _policy(self, vectors: np.ndarray) -> np.ndarray:
-        return self.field.policy(self.route.head, vectors, self.call.candidates.get(self.field.output))
+        return self.field.policy(self.route, vectors, self.call.candidates.get(self.field.output))
 
     def _change(self, option: str, strongest: list[int]) -> Change | None:
         """The smallest removal that changes the decision: of any one word, or of several of these; then the surest."""
@@ -223,7 +223,7 @@ class _Explaining:
         if self._reference is None:
             return None
         vector, mask = self.vectors[:1], self.call.candidates.get(self.field.name)
-        logits = self.route.head[self.field.name].logits(vector)
+        logits = self.route.learned.folded(self.field.name).logits(vector)
         return float(familiarity(self._reference, logits, vector, mask)[0])
 
     def _neighbours(self) -> tuple[Neighbour, ...]:
@@ -233,12 +233,12 @@ class _Explaining:
         """
         if not self.call.text.strip() or self.field.output != self.field.name:
             return ()
-        head, open_, reference = self.route.head[self.field.name], self._open(), self._reference
+        head, open_, reference = self.route.learned.folded(self.field.name), self._open(), self._reference
         trained = np.array([], int) if reference is None else reference.text_options
         kept = np.flatnonzero(np.isin(trained, open_))
         described = np.setdiff1d(open_, trained)
         options = np.concatenate([trained[kept], described])
-        vectors = head.option_vectors.cpu().numpy()[described]
+        vectors = head.parameters["option_vectors"][described]
         if reference is not None:
             vectors = np.concatenate([reference.text_vectors[kept].astype(np.float32), vectors])
         texts = [] if reference is None else [reference.texts[index] for index in kept]

@@ -96,9 +96,9 @@ class DecisionField:
         [confidence] = confidences
         return confidence
 
-    def policy(self, head: Any, vectors: "np.ndarray", candidates: "np.ndarray | None" = None) -> "np.ndarray":
+    def policy(self, route: Any, vectors: "np.ndarray", candidates: "np.ndarray | None" = None) -> "np.ndarray":
         """Probabilities [n, k] of the options for vectors [n, d], by the route's head among the output's candidates."""
-        policy: np.ndarray = head[self.name].policy(vectors, candidates)
+        policy: np.ndarray = route.learned.folded(self.name).policy(vectors, candidates)
         return policy
 
     @cached_property

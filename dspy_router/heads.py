@@ -7,26 +7,18 @@ One head covers zero-shot, few-shot and full data. For an input vector x and an 
 where t_o is frozen (the encoded description), and w_o, b_o and the map M shared by all options are
 learned and zero at the start. Untrained, the head ranks options by cosine similarity to their
 descriptions. The map is what options learn from one another: it also serves an option added later.
+
+A route decides with `dspy_router.folded.FoldedHead`, the same in numpy.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dspy_router.scan import HalfPrecisionScan
-
-# Chosen on CLINC150's validation rows and held-out BANKING77 training rows, 5 and 10 examples an option and all
-# of them: accuracy is flat between 4 and 7 and falls off by 10.
-PRIOR_SCALE = 5.0
-# Before training, cosines are sharpened by s / temperature = 20: on the training rows of CLINC150, BANKING77 and SNIPS
-# the probabilities are then within 0.05 of the truth (expected calibration error). Fitting sets it to 1.
-ZERO_SHOT_TEMPERATURE = 0.25
+from dspy_router.folded import PRIOR_SCALE, ZERO_SHOT_TEMPERATURE, FoldedHead
 
 
 class OptionHead(nn.Module):
@@ -44,6 +36,7 @@ class OptionHead(nn.Module):
     """
 
     fewest: ClassVar[int] = 2  # options
+    folded_form: ClassVar[type[FoldedHead]] = FoldedHead
     option_vectors: Tensor
     scale: Tensor
     temperature: Tensor
@@ -61,7 +54,7 @@ class OptionHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(count, dimension))
         self.bias = nn.Parameter(torch.zeros(count))
         self.shared_map = nn.Parameter(torch.zeros(dimension, dimension))
-        self._folded: FoldedHead | None = None
+        self._folded: tuple[tuple[tuple[int, int], ...], FoldedHead] | None = None
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Logits [n, k] of input vectors [n, d]; differentiable in the head's parameters."""
@@ -74,43 +67,16 @@ class OptionHead(nn.Module):
         return self.scale * (prior + self.weight) / self.temperature, self.bias / self.temperature
 
     def policy(self, vectors: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
-        """Probabilities [n, k], float64, of input vectors [n, d]: what a route decides with.
+        """Probabilities [n, k], float64, of input vectors [n, d]; see `FoldedHead`.
 
-        A single decision costs a matrix-vector product. Parameters that are changed through `.data`, which torch
-        does not count as a change, are seen only after another change: use `torch.no_grad()`.
-
-        Args:
-            vectors: Float32 [n, d] or [d].
-            candidates: Bool [k] or [n, k], the options that may be chosen, at least one: the others get 0 and what they
-                had goes to the candidates in proportion. All by default.
-
-        Raises:
-            ValueError: If the candidates have another shape, or an input has none.
-
-        Example:
-            >>> OptionHead(torch.eye(3)).policy(np.eye(3)[0], np.array([False, True, True]))
-            array([0. , 0.5, 0.5])
+        Parameters that are changed through `.data`, which torch does not count as a change, are seen only after
+        another change: use `torch.no_grad()`.
         """
-        logits = self.logits(vectors)
-        if candidates is None:
-            return softmax(logits)
-        self.require_candidates(logits, candidates)
-        return softmax(np.where(candidates, logits, -np.inf))
-
-    @staticmethod
-    def require_candidates(logits: np.ndarray, candidates: np.ndarray) -> None:
-        """Refuse what `policy` cannot take for candidates."""
-        if candidates.dtype != bool or candidates.shape not in (logits.shape[-1:], logits.shape):
-            raise ValueError(
-                f"Candidates must be bool, of shape {logits.shape[-1:]} or {logits.shape}; got {candidates.dtype}, "
-                f"{candidates.shape}."
-            )
-        if not candidates.any(axis=-1).all():
-            raise ValueError("No option is a candidate: give at least one for every input.")
+        return self.folded().policy(vectors, candidates)
 
     def chosen(self, vectors: np.ndarray) -> np.ndarray:
-        """Int [n]: the likeliest options for vectors [n, d]."""
-        return self.logits(vectors).argmax(axis=-1)
+        """Int [n]: the likeliest options for vectors [n, d]; of a list bool [n, k]."""
+        return self.folded().chosen(vectors)
 
     def begin_training(self) -> None:
         """Take the form in which a head is fitted."""
@@ -125,26 +91,21 @@ class OptionHead(nn.Module):
         """Two heads with one digest have the same policy."""
         return self.folded().digest
 
-    @property
-    def version(self) -> tuple[tuple[int, int], ...]:
-        """Another one after every change of a parameter or buffer that torch counts."""
-        return tuple((tensor.data_ptr(), tensor._version) for tensor in self._tensors())
+    def folded(self) -> FoldedHead:
+        """The head as it decides; folded again only after a parameter has changed."""
+        version = self._changes()
+        if self._folded is None or self._folded[0] != version:
+            parameters = {name: tensor.detach().cpu().numpy() for name, tensor in self.state_dict().items()}
+            self._folded = version, self.folded_form(parameters)
+        return self._folded[1]
 
-    def folded(self) -> "FoldedHead":
-        """The head as one matrix; folded again only after a parameter has changed."""
-        version = self.version
-        folded = self._folded
-        if folded is None or folded.version != version:
-            with torch.no_grad():
-                weights, biases = self.linear()
-            folded = self._folded = FoldedHead(version, weights.cpu().numpy(), biases.cpu().numpy())
-        return folded
-
-    def with_options(self, option_vectors: Tensor) -> "OptionHead":
-        """A head that shares what was learned, with other vectors [k, d] for its options."""
-        other = self._like(option_vectors)
-        other.weight, other.bias, other.shared_map = self.weight, self.bias, self.shared_map
-        return other
+    @classmethod
+    def unfolded(cls, folded: FoldedHead) -> "OptionHead":
+        """The torch form of a head, with parameters of its own."""
+        parameters = {name: torch.tensor(value) for name, value in folded.parameters.items()}
+        head = cls(parameters["option_vectors"])
+        head.load_state_dict(parameters)
+        return head
 
     def with_added(
         self, option_vectors: Tensor, weights: Tensor | None = None, biases: Tensor | None = None
@@ -218,8 +179,13 @@ class OptionHead(nn.Module):
                 other.get_buffer(name).copy_(buffer)
         return other
 
-    def _tensors(self) -> Iterator[Tensor]:
-        yield from (self.weight, self.bias, self.shared_map, self.option_vectors, self.scale, self.temperature)
+    def _changes(self) -> tuple[tuple[int, int], ...]:
+        """Another one after every change of a parameter or buffer that torch counts."""
+        tensors = (*self._parameters.values(), *self._buffers.values())
+        return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors if tensor is not None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_folded": None}
 
     def __deepcopy__(self, memo: dict[int, object]) -> "OptionHead":
         copied = type(self)(self.option_vectors)
@@ -228,31 +194,6 @@ class OptionHead(nn.Module):
             other.requires_grad_(own.requires_grad)
         memo[id(self)] = copied
         return copied.train(self.training)
-
-
-@dataclass(frozen=True)
-class FoldedHead:
-    """A head as it decides: float32 weights [k, d] and biases [k], and the state of the parameters they come from."""
-
-    version: tuple[tuple[int, int], ...]
-    weights: np.ndarray
-    biases: np.ndarray
-
-    def logits(self, vectors: np.ndarray) -> np.ndarray:
-        """Logits [n, k] of vectors [n, d], or [k] of a vector [d]; among very many options, a vector's as in `scan`."""
-        if vectors.size == vectors.shape[-1] and self._scan is not None:
-            return self._scan.logits(vectors.reshape(-1)).reshape(*vectors.shape[:-1], -1)
-        found: np.ndarray = vectors @ self.weights.T + self.biases
-        return found
-
-    @cached_property
-    def _scan(self) -> HalfPrecisionScan | None:
-        return HalfPrecisionScan(self.weights, self.biases) if HalfPrecisionScan.serves(self.weights) else None
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of weights and biases."""
-        return hashlib.sha256(self.weights.tobytes() + self.biases.tobytes()).hexdigest()
 
 
 class RouteHead(nn.Module):
@@ -274,10 +215,3 @@ class RouteHead(nn.Module):
     def forward(self, vectors: Tensor) -> dict[str, Tensor]:
         """Logits [n, k] of every field, by name, of vectors [n, d]."""
         return {field: self[field](vectors) for field in self.fields}
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis in float64."""
-    shifted = logits.astype(np.float64)
-    shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)

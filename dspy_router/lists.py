@@ -1,6 +1,6 @@
 """List outputs: `topics: list[Literal["billing", "bug"]]` as one yes-or-no decision for each option.
 
-The output has one head over its options (`dspy_router.list_heads`), and every option a decision of its own, with a
+The output has one head over its options (`dspy_router.folded_lists`), and every option a decision of its own, with a
 probability, a propensity and an id: in feedback, logs and overrides it is a boolean named `topics[billing]`. So
 whatever is learned from booleans is learned from lists, and what the options have in common is learned once.
 """
@@ -146,11 +146,12 @@ class MemberField(DecisionField):
         """See `DecisionField`."""
         return self.owner.strays(value)
 
-    def policy(self, head: Any, vectors: "np.ndarray", candidates: "np.ndarray | None" = None) -> "np.ndarray":
+    def policy(self, route: Any, vectors: "np.ndarray", candidates: "np.ndarray | None" = None) -> "np.ndarray":
         """See `DecisionField`: float64 [n, 2], the probabilities of True and False."""
         import numpy as np
 
-        within: np.ndarray = head[self.owner.name].policy(vectors, candidates)[..., self.member]
+        policy = route.learned.folded(self.owner.name).policy(vectors, candidates)
+        within: np.ndarray = policy[..., self.member]
         return np.stack([within, 1.0 - within], axis=-1)
 
 

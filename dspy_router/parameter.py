@@ -4,7 +4,7 @@ import asyncio
 import copy
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dspy.predict.parameter import Parameter
@@ -14,6 +14,7 @@ from dspy_router.fields import DecisionField
 from dspy_router.options import encode_options
 
 if TYPE_CHECKING:
+    from dspy_router.folded import FoldedHead
     from dspy_router.guard_report import GuardReport
     from dspy_router.heads import RouteHead
     from dspy_router.training_record import TrainingRecord
@@ -23,6 +24,8 @@ _building = threading.Lock()
 
 class RouteParameter(Parameter):
     """The head of a route, built at first use from the options' descriptions.
+
+    It is folded as long as the route only decides, and becomes a torch module when somebody asks for `head`.
 
     It is a `Parameter` and no `Module`, so that DSPy saves it with any program that holds the route, while
     `set_lm`, `get_lm` and the optimizers that look for predictors pass it by and still see a fallback's
@@ -35,41 +38,65 @@ class RouteParameter(Parameter):
         self.origin = uuid.uuid4().hex  # the same in every copy, by which a copy is known
         self.record: TrainingRecord | None = None
         self.guard: GuardReport | None = None
+        # One of the two at most: the module, once there, is what may change.
         self._head: RouteHead | None = None
+        self._folded: Mapping[str, FoldedHead] | None = None
 
     @property
     def head(self) -> "RouteHead":
-        """The torch module; building it encodes the options' texts."""
+        """The torch module; building it encodes the options' texts, unless that is done."""
         if self._head is None:
             with _building:
                 if self._head is None:
-                    self._head = self._build()
+                    self._head = self._unfolded(self._folded or self._built())
+                    self._folded = None
         return self._head
+
+    def folded(self, field: str) -> "FoldedHead":
+        """The head of a field as it decides."""
+        head, folded = self._head, self._folded
+        if head is None and folded is None:
+            with _building:
+                if self._head is None and self._folded is None:
+                    self._folded = self._built()
+                head, folded = self._head, self._folded
+        return head[field].folded() if head is not None else folded[field]  # type: ignore[index]
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the options' texts have been encoded, or a head was loaded."""
+        return self._head is not None or self._folded is not None
 
     @property
     def digest(self) -> str:
         """Another one after every change of the head or the options."""
-        return "-".join(self.head[field.name].digest for field in self.fields)
+        return "-".join(self.folded(field.name).digest for field in self.fields)
 
     def replace(self, fields: Sequence[DecisionField], head: "RouteHead") -> None:
         """Decide among other options from now on."""
-        self.fields, self._head = tuple(fields), head
+        self.fields, self._head, self._folded = tuple(fields), head, None
 
     async def build(self) -> None:
         """Build the head, unless it is there, and leave the event loop free meanwhile."""
-        if self._head is None:
-            await asyncio.to_thread(lambda: self.head)
+        if not self.is_built:
+            await asyncio.to_thread(self.folded, self.fields[0].name)
 
-    def _build(self) -> "RouteHead":
-        import torch
+    def _built(self) -> "Mapping[str, FoldedHead]":
+        from dspy_router.folded_lists import folded_form
 
-        from dspy_router.heads import RouteHead
-        from dspy_router.list_heads import new_head
+        return {
+            field.name: folded_form(field).untrained(
+                encode_options([option.texts for option in field.options], self.encoder.encode)
+            )
+            for field in self.fields
+        }
 
-        heads = []
-        for field in self.fields:
-            vectors = encode_options([option.texts for option in field.options], self.encoder.encode)
-            heads.append(new_head(field, torch.from_numpy(vectors)))
+    def _unfolded(self, folded: "Mapping[str, FoldedHead]") -> "RouteHead":
+        from dspy_router.heads import OptionHead, RouteHead
+        from dspy_router.list_heads import ListHead
+
+        forms = [ListHead if field.several else OptionHead for field in self.fields]
+        heads = [form.unfolded(folded[field.name]) for form, field in zip(forms, self.fields, strict=True)]
         return RouteHead([field.name for field in self.fields], heads)
 
     def reset(self) -> None:
@@ -79,7 +106,8 @@ class RouteParameter(Parameter):
         """The saved form, the same in every mode: see `dspy_router.persistence`."""
         from dspy_router.persistence import route_state
 
-        return route_state(self.fields, self.head, self.encoder, self.record, self.guard)
+        folded = {field.name: self.folded(field.name) for field in self.fields}
+        return route_state(self.fields, folded, self.encoder, self.record, self.guard)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a saved state, whole or not at all.
@@ -97,11 +125,11 @@ class RouteParameter(Parameter):
         saved = parse_route_state(state, self.fields, self.encoder)
         if saved.network:
             self.encoder.take_weights(saved.network, self)  # type: ignore[attr-defined]
-        self._head, self.record, self.guard = saved.head, saved.record, saved.guard
+        self._head, self._folded, self.record, self.guard = None, saved.heads, saved.record, saved.guard
 
     def __getstate__(self) -> dict[str, Any]:
         # A frozen encoder is pickled without its weights, so the head keeps what they were.
-        return {**self.__dict__, "fingerprint": self.encoder.fingerprint if self._head is not None else None}
+        return {**self.__dict__, "fingerprint": self.encoder.fingerprint if self.is_built else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         fingerprint = state.pop("fingerprint", None)
@@ -116,5 +144,5 @@ class RouteParameter(Parameter):
         memo[id(self)] = copied
         copied.origin = self.origin
         copied.record, copied.guard = self.record, self.guard
-        copied._head = copy.deepcopy(self._head, memo)
+        copied._head, copied._folded = copy.deepcopy(self._head, memo), self._folded  # a folded head never changes
         return copied

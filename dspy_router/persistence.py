@@ -4,8 +4,9 @@ A route's state is a JSON object: a format name, its version and the release tha
 options, the encoder's fingerprint, the tensors as base64 of safetensors bytes, and a SHA-256 of all that. It holds
 no pickle and no weights of a frozen encoder; the weights of a `TokenEncoder` are part of what was trained and are in
 it. Tensors that are all zero, as in a head that has learned nothing yet, are left out. What the route remembers of its
-training, and what it promises, stand beside them. Version 2 had neither of these two, version 1 no checksum, no
-release and left nothing out; both are still read.
+training, and what it promises, stand beside them. Version 3 named the head of a promise by the last bits of a product,
+which differ between processors, so a promise in it counts as one for another head. Version 2 had neither record nor
+promise, version 1 no checksum, no release and left nothing out; all are still read.
 
 Reading trusts nothing that a state says. The checksum tells a damaged state from a sound one; it is no signature, so
 a state that somebody made on purpose passes the same checks of types, names, shapes and values. Nothing in a state
@@ -23,37 +24,39 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, deserialize
-from safetensors.torch import save as serialize
-from torch import Tensor
+from safetensors.numpy import save as serialize
 
 import dspy_router
 from dspy_router.encoders.base import Encoder, Fingerprint, shortened
 from dspy_router.encoders.weights import same_model
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
+from dspy_router.folded import FoldedHead
+from dspy_router.folded_lists import folded_form
 from dspy_router.guard_report import GuardReport
-from dspy_router.heads import OptionHead, RouteHead
-from dspy_router.list_heads import new_head
 from dspy_router.sealing import AFTER_DAMAGE, require_intact, sealed
 from dspy_router.training_record import TrainingRecord
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
 _told_of_form: set[tuple[Fingerprint, Fingerprint]] = set()
 
 FORMAT = "dspy_router.route"
-VERSION = 3
+VERSION = 4
 KEYS = {
     1: {"format", "version", "fields", "encoder", "tensors"},
     2: {"format", "version", "release", "fields", "encoder", "tensors", "sha256"},
     3: {"format", "version", "release", "fields", "encoder", "tensors", "training", "guard", "sha256"},
 }
+KEYS[4] = KEYS[3]
 ENCODER = "encoder."  # before the names of a trainable encoder's tensors; a field's have its name and a "/" before
 _GUARD = TypeAdapter(GuardReport)
 HEADER_BYTES_A_TENSOR = 256  # of safetensors: dtype, up to five dimensions and two offsets of 20 digits
@@ -61,17 +64,17 @@ HEADER_BYTES_A_TENSOR = 256  # of safetensors: dtype, up to five dimensions and 
 
 @dataclass(frozen=True)
 class SavedRoute:
-    """What a state describes: the head, the encoder's trained weights if it has any, the record and the guard."""
+    """What a state describes: heads by field, the encoder's trained weights if any, the record and the guard."""
 
-    head: RouteHead
-    network: dict[str, Tensor]
+    heads: dict[str, FoldedHead]
+    network: dict[str, np.ndarray]
     record: TrainingRecord | None
     guard: GuardReport | None
 
 
 def route_state(
     fields: Sequence[DecisionField],
-    head: RouteHead,
+    heads: Mapping[str, FoldedHead],
     encoder: Encoder,
     record: TrainingRecord | None,
     guard: GuardReport | None,
@@ -81,18 +84,17 @@ def route_state(
     Raises:
         RouteError: If the head or a name is such that the state could not be loaded again.
     """
-    tensors = _named_tensors({field.name: head[field.name] for field in fields}, encoder)
+    tensors = _named_tensors({name: head.parameters for name, head in heads.items()}, encoder)
     for name, tensor in tensors.items():
-        finite = bool(torch.isfinite(tensor).all())
-        if tensor.dtype != torch.float32 or not finite:
+        finite = bool(np.isfinite(tensor).all())
+        if tensor.dtype != np.float32 or not finite:
             raise RouteError(
                 f"The tensor {name!r} is {tensor.dtype} and {'finite' if finite else 'not finite'}; only finite "
                 "float32 could be loaded again, so nothing is saved. Call route.head.float() or train again."
             )
-    for field in fields:
-        _require_decidable(field.name, head[field.name])
-    # Clones, since safetensors refuses tensors that share memory.
-    learned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items() if _any_bit(tensor)}
+    for name, head in heads.items():
+        _require_decidable(name, head)
+    learned = {name: tensor for name, tensor in tensors.items() if _any_bit(tensor)}
     return sealed(
         {
             "format": FORMAT,
@@ -128,15 +130,21 @@ def parse_route_state(state: Any, fields: Sequence[DecisionField], encoder: Enco
         require_intact(state)
     _require_same_options(state["fields"], fields)
     require_same_encoder(_parse_fingerprint(state["encoder"]), encoder)
-    heads = {field.name: new_head(field, torch.zeros(len(field.options), encoder.dimension)) for field in fields}
-    expected = _named_tensors(heads, encoder)
+    forms = {field.name: folded_form(field) for field in fields}
+    untrained = {
+        field.name: forms[field.name].untrained(np.zeros((len(field.options), encoder.dimension), np.float32))
+        for field in fields
+    }
+    expected = _named_tensors({name: head.parameters for name, head in untrained.items()}, encoder)
     tensors = _read_tensors(state["tensors"], expected)
     if version == 1 and (missing := sorted(set(expected) - set(tensors))):
         raise RouteError(f"The saved tensors are damaged: {missing} are missing. Save the program again.")
-    whole = {name: tensors.get(name, torch.zeros(tensor.shape)) for name, tensor in expected.items()}
-    for field, head in heads.items():
-        head.load_state_dict({name: whole[f"{field}/{name}"] for name in head.state_dict()})
-        _require_decidable(field, head)
+    whole = {name: tensors.get(name, np.zeros(tensor.shape, np.float32)) for name, tensor in expected.items()}
+    heads = {}
+    for field, head in untrained.items():
+        with np.errstate(all="ignore"):
+            heads[field] = forms[field]({name: whole[f"{field}/{name}"] for name in head.parameters})
+        _require_decidable(field, heads[field])
     network = {name: whole[f"{ENCODER}{name}"] for name in network_state(encoder)}
     record, guard = None, None
     if state.get("training") is not None:
@@ -144,7 +152,7 @@ def parse_route_state(state: Any, fields: Sequence[DecisionField], encoder: Enco
         record = TrainingRecord.from_state(state["training"], options, encoder.dimension)
     if state.get("guard") is not None:
         guard = _parse_guard(state["guard"])
-    return SavedRoute(RouteHead(list(heads), list(heads.values())), network, record, guard)
+    return SavedRoute(heads, network, record, guard)
 
 
 def _parse_guard(saved: Any) -> GuardReport:
@@ -154,7 +162,7 @@ def _parse_guard(saved: Any) -> GuardReport:
         raise RouteError(f"The saved guard is damaged: {shortened(str(error), 200)}. {AFTER_DAMAGE}") from error
 
 
-def network_state(encoder: Encoder) -> dict[str, Tensor]:
+def network_state(encoder: Encoder) -> "dict[str, torch.Tensor]":
     """The trainable weights of an encoder by name; empty for a frozen one."""
     network: torch.nn.Module | None = getattr(encoder, "network", None) if encoder.trainable else None
     return dict(network.state_dict()) if network is not None else {}
@@ -258,18 +266,18 @@ def _parse_fingerprint(saved: Any) -> Fingerprint:
     return Fingerprint(**saved)
 
 
-def _named_tensors(heads: Mapping[str, OptionHead], encoder: Encoder) -> dict[str, Tensor]:
-    tensors = {f"{field}/{name}": tensor for field, head in heads.items() for name, tensor in head.state_dict().items()}
-    return tensors | {f"{ENCODER}{name}": tensor for name, tensor in network_state(encoder).items()}
+def _named_tensors(heads: Mapping[str, Mapping[str, np.ndarray]], encoder: Encoder) -> dict[str, np.ndarray]:
+    tensors = {f"{field}/{name}": value for field, parameters in heads.items() for name, value in parameters.items()}
+    return tensors | {f"{ENCODER}{name}": tensor.cpu().numpy() for name, tensor in network_state(encoder).items()}
 
 
-def _any_bit(tensor: Tensor) -> bool:
-    return bool(tensor.detach().cpu().contiguous().view(torch.int32).any())  # -0.0 is kept
+def _any_bit(tensor: np.ndarray) -> bool:
+    return bool(tensor.view(np.int32).any())  # -0.0 is kept
 
 
-def _read_tensors(encoded: Any, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _read_tensors(encoded: Any, expected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors of an encoded text, each of an expected name and of the shape expected of it."""
-    longest = sum(4 * tensor.numel() + len(json.dumps(name)) for name, tensor in expected.items())
+    longest = sum(4 * tensor.size + len(json.dumps(name)) for name, tensor in expected.items())
     longest = 4 * math.ceil((longest + HEADER_BYTES_A_TENSOR * (len(expected) + 1)) / 3)
     if not isinstance(encoded, str) or len(encoded) > longest:
         said = f"{len(encoded)} characters" if isinstance(encoded, str) else type(encoded).__name__
@@ -283,7 +291,7 @@ def _read_tensors(encoded: Any, expected: Mapping[str, Tensor]) -> dict[str, Ten
         raise RouteError(f"The saved tensors are damaged: {shortened(str(error), 200)}. {AFTER_DAMAGE}") from error
     tensors = {}
     for name, entry in entries:
-        own = tuple(expected[name].shape) if name in expected else None
+        own = expected[name].shape if name in expected else None
         if tuple(entry["shape"]) != own or entry["dtype"] != "F32":
             raise RouteError(
                 f"The saved tensor {shortened(name)!r} is {entry['dtype']} of shape {tuple(entry['shape'])}; "
@@ -292,18 +300,17 @@ def _read_tensors(encoded: Any, expected: Mapping[str, Tensor]) -> dict[str, Ten
         values = np.frombuffer(entry["data"], dtype="<f4").reshape(own)
         if not np.isfinite(values).all():
             raise RouteError(f"The saved tensor {name!r} holds values that are not finite. {AFTER_DAMAGE}")
-        tensors[name] = torch.tensor(values)
+        tensors[name] = values
     return tensors
 
 
-def _require_decidable(field: str, head: OptionHead) -> None:
+def _require_decidable(field: str, head: FoldedHead) -> None:
     """Refuse a head whose probabilities are not numbers for some unit vector."""
-    with torch.no_grad():
-        weights, biases = head.linear()
-        largest = weights.abs().sum(dim=1) + biases.abs()
-    positive = float(head.temperature) > 0 and float(head.scale) > 0
-    if not positive or not bool(torch.isfinite(largest).all()):
+    scale, temperature = (float(head.parameters[name]) for name in ("scale", "temperature"))
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = np.abs(head.weights).sum(axis=1) + np.abs(head.biases)
+    if scale <= 0 or temperature <= 0 or not np.isfinite(largest).all():
         raise RouteError(
-            f"The head of field {field!r} cannot decide: its scale {float(head.scale):g} or its temperature "
-            f"{float(head.temperature):g} is not positive, or its logits are not finite."
+            f"The head of field {field!r} cannot decide: its scale {scale:g} or its temperature {temperature:g} is not "
+            "positive, or its logits are not finite."
         )

@@ -17,7 +17,6 @@ divides, by far less: rounding errors cancel.
 """
 
 import numpy as np
-import torch
 
 from dspy_router.threads import threads_for
 
@@ -41,20 +40,17 @@ class HalfPrecisionScan:
     """
 
     def __init__(self, weights: np.ndarray, biases: np.ndarray) -> None:
+        import torch
+
         self._weights = weights
         self._biases = biases
         self._half = torch.from_numpy(weights).half()
         self._bounds = ROUNDING * np.sqrt(np.einsum("kd,kd->k", weights, weights))
 
-    @staticmethod
-    def serves(weights: np.ndarray) -> bool:
-        """Whether a scan of these weights is faster than a product in float32, and in the range of half precision."""
-        # Before 2.6, torch multiplies half-precision matrices on x86 one number at a time.
-        version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-        return len(weights) >= FEWEST and version >= (2, 6) and max(weights.max(), -weights.min()) < LARGEST_HALF
-
     def logits(self, vector: np.ndarray) -> np.ndarray:
         """Logits, float32 [k], of a float32 vector [d] of moderate length, such as a unit vector."""
+        import torch
+
         with threads_for(self._weights.size), torch.no_grad():
             found: np.ndarray = (self._half @ torch.from_numpy(vector).half()).float().numpy()
         found += self._biases
@@ -65,3 +61,13 @@ class HalfPrecisionScan:
             return self._weights @ vector + self._biases
         found[near] = self._weights[near] @ vector + self._biases[near]
         return found
+
+
+def scan_of(weights: np.ndarray, biases: np.ndarray) -> HalfPrecisionScan | None:
+    """A scan of weights [k, d], where it is faster than a product in float32 and they are in half precision's range."""
+    if len(weights) < FEWEST or max(weights.max(), -weights.min()) >= LARGEST_HALF:
+        return None
+    import torch  # numpy multiplies in half precision one number at a time; so does torch on x86 before 2.6
+
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    return HalfPrecisionScan(weights, biases) if version >= (2, 6) else None

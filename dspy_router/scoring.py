@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dspy_router.folded_lists import FoldedListHead
 from dspy_router.learning.familiarity import decision_score
-from dspy_router.list_heads import ListHead
 
 if TYPE_CHECKING:
     from dspy_router.route import DifferentiableRoute
@@ -30,9 +30,9 @@ def route_scores(
     references: Mapping[str, Any] = {} if route.learned.record is None else route.learned.record.references
     scores = []
     for field in route.fields:
-        head, mask = route.head[field.name], candidates.get(field.name)
+        head, mask = route.learned.folded(field.name), candidates.get(field.name)
         reference = references.get(field.name)
-        if isinstance(head, ListHead):
+        if isinstance(head, FoldedListHead):
             scores.append(head.certainty(vectors, mask))
         elif reference is None:
             logits = head.logits(vectors)

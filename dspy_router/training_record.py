@@ -17,7 +17,7 @@ from safetensors.numpy import load as parse_tensors
 from safetensors.numpy import save as serialize_tensors
 
 from dspy_router.errors import RouteError
-from dspy_router.learning.new_options import DescriptionTransfer
+from dspy_router.learning.description_transfer import DescriptionTransfer
 from dspy_router.learning.reference import Reference
 
 MOST_KEYS = 200_000

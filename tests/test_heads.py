@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dspy_router.heads import OptionHead, RouteHead, softmax
+from dspy_router.folded import softmax
+from dspy_router.heads import OptionHead, RouteHead
 
 
 def trained_head(options: int = 4, dimension: int = 6, seed: int = 0) -> OptionHead:

@@ -8,7 +8,8 @@ import pytest
 import dspy_router
 
 PACKAGE = Path(dspy_router.__file__).parent
-CORE = [*(PACKAGE / "learning").glob("*.py"), *(PACKAGE / "encoders").glob("*.py"), PACKAGE / "heads.py"]
+ROOT_OF_THE_CORE = [PACKAGE / f"{name}.py" for name in ("folded", "folded_lists", "heads", "list_heads", "scan")]
+CORE = [*(PACKAGE / "learning").glob("*.py"), *(PACKAGE / "encoders").glob("*.py"), *ROOT_OF_THE_CORE]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dspy_router.list_heads import FAIR_SHARE, NO_FIT, ListHead
+from dspy_router.folded_lists import FAIR_SHARE, NO_FIT
+from dspy_router.list_heads import ListHead
 
 
 def vectors(count: int, dimension: int = 8, seed: int = 0) -> np.ndarray:
@@ -51,7 +52,7 @@ def test_torch_and_numpy_agree_and_copies_keep_the_form(head: ListHead, trained:
     inputs = vectors(20, seed=2)
     logits = head(torch.from_numpy(inputs)).detach().numpy()
     assert np.allclose(head.logits(inputs), logits, atol=1e-4)
-    for same in (copy.deepcopy(head), head.with_options(head.option_vectors)):
+    for same in (copy.deepcopy(head), ListHead.unfolded(head.folded())):
         assert np.array_equal(same.policy(inputs), head.policy(inputs))
         assert same.digest == head.digest
 
@@ -77,7 +78,9 @@ def test_candidates_are_compared_with_one_another_alone(head: ListHead) -> None:
 def test_certainty_is_the_log_probability_of_what_is_chosen(head: ListHead) -> None:
     inputs = vectors(10, seed=4)
     policy = head.policy(inputs)
-    assert np.allclose(head.certainty(inputs), np.log(np.where(head.chosen(inputs), policy, 1 - policy)).sum(axis=1))
+    assert np.allclose(
+        head.folded().certainty(inputs), np.log(np.where(head.chosen(inputs), policy, 1 - policy)).sum(axis=1)
+    )
 
 
 def test_one_option_may_be_left_but_not_none(head: ListHead) -> None:

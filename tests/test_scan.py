@@ -54,5 +54,5 @@ def test_a_tie_of_all_options_goes_to_the_first() -> None:
 
 def test_weights_beyond_the_range_of_half_precision_are_not_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "FEWEST", 2)
-    assert scan.HalfPrecisionScan.serves(np.ones((3, 2), np.float32))
-    assert not scan.HalfPrecisionScan.serves(np.full((3, 2), -1e5, np.float32))
+    assert scan.scan_of(np.ones((300, 2), np.float32), np.zeros(300, np.float32)) is not None
+    assert scan.scan_of(np.full((300, 2), -1e5, np.float32), np.zeros(300, np.float32)) is None

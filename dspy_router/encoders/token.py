@@ -70,11 +70,11 @@ class TokenEncoder(Encoder):
             self._network = TokenNetwork(self.size, self.layer, self.vocabulary, self.seed)
         return self._network
 
-    def take_weights(self, weights: "Mapping[str, torch.Tensor]", route: Any) -> None:
+    def take_weights(self, weights: "Mapping[str, np.ndarray]", route: Any) -> None:
         """Take over the weights that were saved with a route, of the names and shapes of `network`'s.
 
         Args:
-            weights: The network's saved state.
+            weights: The network's saved state, float32.
             route: The `RouteParameter` they were saved with.
 
         Raises:
@@ -82,7 +82,8 @@ class TokenEncoder(Encoder):
         """
         import torch
 
-        if not all(torch.equal(tensor, weights[name]) for name, tensor in self.network.state_dict().items()):
+        state = {name: torch.tensor(weight) for name, weight in weights.items()}
+        if not all(torch.equal(tensor, state[name]) for name, tensor in self.network.state_dict().items()):
             if self._loaded and route.origin not in self._loaded:
                 raise RouteError(
                     f"{self!r} is shared by routes that were saved with different weights of it, so one of their heads "
@@ -90,7 +91,7 @@ class TokenEncoder(Encoder):
                     "program."
                 )
             self._loaded.clear()
-        self.network.load_state_dict(weights)
+        self.network.load_state_dict(state)
         self._loaded[route.origin] = route
 
     def token_ids(self, texts: list[str]) -> "torch.Tensor":

@@ -318,5 +318,5 @@ def _policy(
     rows: Sequence[Feedback], route: DifferentiableRoute, decided: DecisionField, stochastic: bool
 ) -> np.ndarray:
     """The route's probabilities on the rows, or 1 for the likeliest option."""
-    policy = decided.policy(route.head, _vectors(rows, route))
+    policy = decided.policy(route, _vectors(rows, route))
     return policy if stochastic else np.eye(policy.shape[1])[policy.argmax(axis=1)]

@@ -23,9 +23,9 @@ from scipy.special import expit
 from sklearn.model_selection import KFold
 
 from dspy_router.learning.calibration import FEWEST_ROWS, SETTLED
+from dspy_router.learning.description_transfer import DescriptionTransfer
 from dspy_router.learning.fit import Anchor, fit_head
 from dspy_router.learning.list_rows import ListRows
-from dspy_router.learning.new_options import DescriptionTransfer
 from dspy_router.learning.rows import Objective
 from dspy_router.list_heads import ListHead
 

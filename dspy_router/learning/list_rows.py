@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dspy_router.learning.rows import SETTLED, Objective, RowsLoss, TargetRows
+from dspy_router.learning.rows import SETTLED, Objective, TargetRows
+from dspy_router.learning.rows_loss import RowsLoss
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from dspy_router.heads import OptionHead
+from dspy_router.learning.description_transfer import DescriptionTransfer
 from dspy_router.learning.fit import FitSettings, fit_head
 from dspy_router.learning.rows import Objective, TargetRows
 
@@ -36,28 +37,6 @@ RIDGE = 0.5
 SHARPNESS = 2.0
 START = (0.5, 5.0)  # about what was found on CLINC150
 TINY = 1e-12
-
-
-@dataclass(frozen=True)
-class DescriptionTransfer:
-    """How a new option's logits follow from its description; see the module's text.
-
-    Attributes:
-        center: Float32 [d], the mean training input.
-        scale: Length of a new option's weights, as a multiple of a trained one's.
-        offset: Added to a new option's logit.
-    """
-
-    center: np.ndarray
-    scale: float
-    offset: float
-
-    def __post_init__(self) -> None:
-        if self.center.ndim != 1 or not np.isfinite([*self.center, self.scale, self.offset]).all():
-            raise ValueError(
-                f"A transfer needs a finite center [d], scale and offset; got a center of shape {self.center.shape}, "
-                f"{self.scale} and {self.offset}."
-            )
 
 
 def fit_transfer(

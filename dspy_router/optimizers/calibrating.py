@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.special import expit
 
-from dspy_router.heads import OptionHead, softmax
+from dspy_router.folded import softmax
+from dspy_router.heads import OptionHead
 from dspy_router.learning.calibration import Calibration, Reliability, calibrate, held_out, recall_at_k, reliability
+from dspy_router.learning.description_transfer import DescriptionTransfer
 from dspy_router.learning.familiarity import build_reference
 from dspy_router.learning.fit import fit_head
 from dspy_router.learning.list_calibration import calibrate_list, description_transfer, held_out_logits, known_members
 from dspy_router.learning.list_rows import ListRows
-from dspy_router.learning.new_options import DescriptionTransfer, fit_transfer
+from dspy_router.learning.new_options import fit_transfer
 from dspy_router.learning.reference import TEXT_LENGTH, Reference
 from dspy_router.learning.rows import Objective, TargetRows
 from dspy_router.list_heads import ListHead

@@ -67,7 +67,7 @@ def _improvements(
     missed = values.tries.reward - values.predicted[values.tries.group, values.tries.option]
     error = np.where(seen, noise / np.sqrt(np.maximum(looks, 1)), missed.std() + 1e-6)
     route = routes[key[0]]
-    policy = decided_fields(routes)[key].policy(route.head, route.encoder.encode([text for _, text in values.inputs]))
+    policy = decided_fields(routes)[key].policy(route, route.encoder.encode([text for _, text in values.inputs]))
     worth = np.where(seen, mean, values.predicted)
     rows = np.arange(len(worth))
     best = np.where(seen, mean, -np.inf).argmax(axis=1)

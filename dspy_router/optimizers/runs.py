@@ -117,5 +117,5 @@ def policies_at(
         # The candidates of a boolean, such as whether an option is in a list, are always both.
         candidates = open_[key] if field.kind == "choice" else None
         vectors = route.encoder.encode(evidence.texts(key))
-        found[key] = field.policy(route.head, vectors, candidates).astype(np.float32)
+        found[key] = field.policy(route, vectors, candidates).astype(np.float32)
     return found

@@ -149,7 +149,7 @@ class Writing:
     def _confusion(self) -> np.ndarray:
         texts = [option.text for option in self.decided.options] + [request.text for request in self.kept]
         right = [*range(len(self.decided.options)), *(request.option for request in self.kept)]
-        return confusion(self.route.head[self.decided.name].policy(self._encode(texts)), right)
+        return confusion(self.route.learned.folded(self.decided.name).policy(self._encode(texts)), right)
 
     def _encode(self, texts: Sequence[str]) -> np.ndarray:
         return self.route.encoder.encode(texts, progress=partial(tqdm, desc="encoding", unit="batch", delay=2))

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from dspy_router.heads import OptionHead, softmax
+from dspy_router.folded import softmax
+from dspy_router.heads import OptionHead
 from dspy_router.learning.calibration import (
     FEWEST_ROWS,
     calibrate,

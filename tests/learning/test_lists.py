@@ -10,7 +10,8 @@ from scipy.special import expit
 from dspy_router.learning.fit import fit_head
 from dspy_router.learning.list_calibration import calibrate_list, description_transfer, held_out_logits, known_members
 from dspy_router.learning.list_rows import ListRows
-from dspy_router.learning.rows import Objective, RowsLoss
+from dspy_router.learning.rows import Objective
+from dspy_router.learning.rows_loss import RowsLoss
 from dspy_router.list_heads import ListHead
 
 OPTIONS, DIMENSION = 4, 12

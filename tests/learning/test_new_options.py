@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from dspy_router.heads import OptionHead
+from dspy_router.learning.description_transfer import DescriptionTransfer
 from dspy_router.learning.fit import fit_head
-from dspy_router.learning.new_options import DescriptionTransfer, fit_transfer, with_new_options
+from dspy_router.learning.new_options import fit_transfer, with_new_options
 from dspy_router.learning.rows import Objective, TargetRows
 
 OPTIONS, NEW, DIMENSION, ROWS = 30, 6, 48, 20

@@ -126,11 +126,11 @@ def test_what_could_not_be_loaded_again_is_not_saved_and_the_old_file_stays(tmp_
     broken = fruit_route()
     with torch.no_grad():
         broken.head["fruit"].bias[0] = float("nan")
-    with pytest.raises(RouteError, match=r"'fruit/bias' is torch\.float32 and not finite"):
+    with pytest.raises(RouteError, match=r"'fruit/bias' is float32 and not finite"):
         broken.save(path)
     double = fruit_route()
     double.head.double()
-    with pytest.raises(RouteError, match=r"is torch\.float64 and finite"):
+    with pytest.raises(RouteError, match=r"is float64 and finite"):
         double.save(path)
     assert path.read_text() == "the old file"
 
@@ -189,7 +189,7 @@ for encoder in (f"{{folder}}/model", f"{{folder}}/another", other):
         route = fresh(encoder)
         try: route.load(f"{{folder}}/orphan.{{ending}}", allow_pickle=True)
         except RouteError as error: messages.append(str(error))
-        assert route.learned._head is None
+        assert not route.learned.is_built
 try: dspy.load(f"{{folder}}/orphan", allow_pickle=True)
 except RouteError as error: messages.append(str(error))
 decisions = [[route(request=request).probabilities for request in {REQUESTS}] for route in loaded]

@@ -1,4 +1,4 @@
-"""Files of every version, each written by the code of its time; that of version 3 has a guard and a record."""
+"""Files of every version, each written by the code of its time; those from version 3 on have a guard and a record."""
 
 import base64
 import json
@@ -30,7 +30,8 @@ def test_a_file_of_every_version_loads_bit_for_bit(version: int) -> None:
     assert {f"fruit/{name}": tensor.tolist() for name, tensor in route.head["fruit"].state_dict().items()} == {
         name: tensor.tolist() for name, tensor in tensors.items()
     }
-    assert (route.promise is not None, route.learned.record is not None) == (version > 2, version > 2)
+    assert (route.learned.guard is not None, route.learned.record is not None) == (version > 2, version > 2)
+    assert (route.promise is not None) == (version > 3)  # version 3 knew the promise's head by the bits of a product
     route.learned.guard = None
     requests = fruit_requests(12, seed=7)
     assert [route(request=example.request).fruit for example in requests] == [example.wanted for example in requests]
