@@ -62,8 +62,9 @@ def read_call(route: "DifferentiableRoute", inputs: Mapping[str, Any]) -> Call:
     Raises:
         RouteError: If inputs are missing or unknown, or candidates are.
     """
-    inputs = dict(inputs)
-    given = None if CANDIDATES in route.signature.input_fields else inputs.pop(CANDIDATES, None)
+    inputs, given = dict(inputs), None
+    if CANDIDATES in inputs and CANDIDATES not in route.signature.input_fields:
+        given = inputs.pop(CANDIDATES)
     return Call(inputs, route.text(inputs), candidate_masks(route, given))
 
 
@@ -87,12 +88,12 @@ def candidate_masks(route: "DifferentiableRoute", given: Any) -> "dict[str, np.n
 
 def policies(route: "DifferentiableRoute", call: Call, vector: "np.ndarray") -> Policies:
     """The policy of every field for a call's vector, and whether the guard lets the route decide by it."""
-    found = {}
-    for field in route.fields:
+    found, learned = {}, route.learned
+    for field in learned.fields:
         mask = call.candidates.get(field.name)
-        policy = route.learned.folded(field.name).policy(vector, mask)
+        policy = learned.folded(field.name).policy(vector, mask)
         found[field.name] = by_name(field.option_names, field.positions, policy, mask)
-    guard, scoring = route.learned.guard, dspy.settings.get("_route_scoring", False)
+    guard, scoring = learned.guard, dspy.settings.get("_route_scoring", False)
     if guard is None and not scoring:
         return Policies(call, found, None, False)
     from dspy_router.scoring import route_scores
@@ -100,7 +101,7 @@ def policies(route: "DifferentiableRoute", call: Call, vector: "np.ndarray") -> 
     score = float(route_scores(route, vector[None], call.candidates)[0])
     if guard is None or scoring:
         return Policies(call, found, score, False)
-    if guard.heads != route.learned.digest and guard.heads not in _told_of_change:
+    if guard.heads != learned.digest and guard.heads not in _told_of_change:
         _told_of_change.add(guard.heads)
         logger.warning(
             "The head or the options of %r have changed since its guard was set: it goes on declining below %s, but "
@@ -120,9 +121,9 @@ def settled(route: "DifferentiableRoute", thought: Policies, answer: Any = None)
     Raises:
         AbstainError: If the route declines, has no fallback and is to raise then.
     """
-    text, outputs = thought.call.text, {}
+    text, fields, outputs = thought.call.text, route.fields, {}
     decisions: dict[str, Decision] = {}
-    for field in route.fields:
+    for field in fields:
         made = []
         for single, probabilities in field.single(thought.probabilities[field.name]):
             own = selected(single.kind, probabilities)
@@ -148,11 +149,11 @@ def settled(route: "DifferentiableRoute", thought: Policies, answer: Any = None)
     if answer is not None:
         outputs = {**dict(answer.items()), **outputs}
     evidence: dict[str, Any] = {"decisions": decisions}
-    if len(route.fields) == 1:
-        if route.fields[0].name in decisions:  # a list has a decision for each option
+    if len(fields) == 1:
+        if field.name in decisions:  # a list has a decision for each option
             evidence["decision"] = decision
-        evidence["probabilities"] = thought.probabilities[route.fields[0].name]
-        evidence["confidence"] = route.fields[0].confidence([decision.confidence for decision in made])
+        evidence["probabilities"] = thought.probabilities[field.name]
+        evidence["confidence"] = field.confidence([decision.confidence for decision in made])
     return dspy.Prediction(**outputs, **{name: value for name, value in evidence.items() if name not in outputs})
 
 

@@ -12,7 +12,8 @@ from dspy_router.decisions import Decision, recording
 from dspy_router.errors import RouteError
 from dspy_router.guard_report import GuardReport
 from dspy_router.learning.risk import risk_threshold
-from dspy_router.optimizers.rollouts import Metric, check_examples, keyed, reward_of
+from dspy_router.optimizers.rollouts import check_examples, keyed, reward_of
+from dspy_router.optimizers.settings import Metric
 from dspy_router.optimizers.sources import likely_texts
 from dspy_router.route import DifferentiableRoute
 

@@ -226,13 +226,13 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
         return input_text(self.signature, inputs)
 
     def _checked(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
-        names = list(self.signature.input_fields)
         if args:
-            raise RouteError(
-                "A route takes keyword inputs, as dspy.Predict does: "
-                f"route({', '.join(f'{name}=...' for name in names)})."
-            )
-        return {name: value for name, value in inputs.items() if name in names or name not in PREDICT_ARGUMENTS}
+            names = ", ".join(f"{name}=..." for name in self.signature.input_fields)
+            raise RouteError(f"A route takes keyword inputs, as dspy.Predict does: route({names}).")
+        if inputs.keys().isdisjoint(PREDICT_ARGUMENTS):
+            return inputs
+        declared = self.signature.input_fields
+        return {name: value for name, value in inputs.items() if name in declared or name not in PREDICT_ARGUMENTS}
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{field.name} among {len(field.options)}" for field in self.fields)

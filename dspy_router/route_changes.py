@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dspy_router.auditing import Audit
     from dspy_router.guard_report import GuardReport
     from dspy_router.judging import Judge
-    from dspy_router.optimizers.rollouts import Metric
+    from dspy_router.optimizers.settings import Metric
 
 
 class RouteChanges:

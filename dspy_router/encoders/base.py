@@ -171,6 +171,8 @@ class Encoder(abc.ABC):
         return await asyncio.wrap_future(self._gathering.submit(text)) if vector is None else vector
 
     def _in_memory(self, texts: Iterable[str]) -> "dict[str, np.ndarray]":
+        if not self.cache_size:
+            return {}
         with self._cache_lock:
             return {text: vector for text in texts if (vector := self._cache.get(text)) is not None}
 
@@ -189,8 +191,8 @@ class Encoder(abc.ABC):
     def _encode_and_keep(self, texts: list[str]) -> "np.ndarray":
         """Unit vectors of texts, put into the caches."""
         vectors = self._unit_vectors(texts)
-        # Copies: a view would keep its whole batch alive.
-        self._keep_in_memory({text: vector.copy() for text, vector in zip(texts, vectors, strict=True)})
+        if self.cache_size:  # copies: a view would keep its whole batch alive
+            self._keep_in_memory({text: vector.copy() for text, vector in zip(texts, vectors, strict=True)})
         if self.vector_cache is not None and self._known_fingerprint is not None:
             self.vector_cache.put(self._known_fingerprint, dict(zip(texts, vectors, strict=True)))
         return vectors

@@ -28,13 +28,13 @@ from dspy_router.optimizers.learner import (
     require_trainable,
 )
 from dspy_router.optimizers.logs import logged_feedback, with_example_keys
-from dspy_router.optimizers.outcomes import TRIED, CostUnit, RewardReading
+from dspy_router.optimizers.outcomes import TRIED, RewardReading
 from dspy_router.optimizers.progress import Progress
 from dspy_router.optimizers.report import FinetuneReport
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.optimizers.rollouts import Job, KeyedExample, RolloutRunner, check_examples, keyed
 from dspy_router.optimizers.runs import bind_clients, find_routes
-from dspy_router.optimizers.settings import FinetuneSettings, metric_calls
+from dspy_router.optimizers.settings import CostUnit, FinetuneSettings, metric_calls
 from dspy_router.optimizers.sources import (
     has_labels,
     label_feedback,

@@ -10,14 +10,11 @@ import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
 
 from dspy_router.errors import RouteError
-from dspy_router.feedback import Feedback
-from dspy_router.optimizers.executors import Executor
-from dspy_router.optimizers.outcomes import CostUnit
-from dspy_router.optimizers.rollout_log import sole_use
-from dspy_router.optimizers.rollouts import Metric
-from dspy_router.optimizers.settings import AutoBudget, FinetuneSettings
+from dspy_router.optimizers.settings import AutoBudget, CostUnit, FinetuneSettings, Metric
 
 if TYPE_CHECKING:
+    from dspy_router.feedback import Feedback
+    from dspy_router.optimizers.executors import Executor
     from dspy_router.optimizers.report import FinetuneReport
 
 
@@ -87,7 +84,7 @@ class RouteFinetune(Teleprompter):
         max_errors: int | None = None,
         seed: int = 0,
         log_dir: str | Path | None = None,
-        executor: Executor | None = None,
+        executor: "Executor | None" = None,
     ) -> None:
         super().__init__()
         if max_metric_calls is not None and max_metric_calls < 0:
@@ -133,7 +130,7 @@ class RouteFinetune(Teleprompter):
         trainset: Sequence[dspy.Example] | None = None,
         teacher: dspy.Module | Sequence[dspy.Module] | None = None,
         valset: Sequence[dspy.Example] | None = None,
-        feedback: Sequence[Feedback] | str | Path | None = None,
+        feedback: "Sequence[Feedback] | str | Path | None" = None,
     ) -> dspy.Module:
         """Return a copy of the student with trained routes; the student is left as it was.
 
@@ -153,6 +150,7 @@ class RouteFinetune(Teleprompter):
                 another compile is using `log_dir`, or when `max_errors` rollouts have raised.
         """
         from dspy_router.optimizers.compilation import Compilation  # brings torch
+        from dspy_router.optimizers.rollout_log import sole_use
 
         log_dir = self.settings.log_dir
         with sole_use(log_dir) if log_dir else nullcontext():

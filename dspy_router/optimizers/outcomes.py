@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
+from dspy_router.optimizers.settings import CostUnit
 
-CostUnit = Literal["dollars", "tokens"]
 TRIED = ("rollout", "log")  # sources whose rewards were earned by trying an option
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dspy_router.optimizers.calibrating import FieldCalibration
 from dspy_router.optimizers.frontier import FrontierPoint
-from dspy_router.optimizers.outcomes import CostUnit
+from dspy_router.optimizers.settings import CostUnit
 from dspy_router.tables import table
 
 

@@ -21,11 +21,10 @@ from dspy_router.errors import RouteError
 from dspy_router.optimizers.executors import Executor, LostExecutorError, ThreadExecutor
 from dspy_router.optimizers.override import RunOverride, Site, SiteDecision, route_names
 from dspy_router.optimizers.rollout_log import RolloutLog
+from dspy_router.optimizers.settings import Metric
 from dspy_router.route import DifferentiableRoute
 
 logger = logging.getLogger(__name__)
-
-Metric = Callable[..., Any]
 
 
 @dataclass(frozen=True)

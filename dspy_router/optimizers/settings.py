@@ -1,13 +1,15 @@
 """What a `RouteFinetune` was told, for the compile that it starts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dspy_router.optimizers.executors import Executor
-from dspy_router.optimizers.outcomes import CostUnit
-from dspy_router.optimizers.rollouts import Metric
+if TYPE_CHECKING:
+    from dspy_router.optimizers.executors import Executor
 
+Metric = Callable[..., Any]
+CostUnit = Literal["dollars", "tokens"]
 AutoBudget = Literal["light", "medium", "heavy"]
 
 
@@ -29,7 +31,7 @@ class FinetuneSettings:
     max_errors: int | None
     seed: int
     log_dir: Path | None
-    executor: Executor | None
+    executor: "Executor | None"
 
 
 def metric_calls(settings: FinetuneSettings, decisions: int, validation: int) -> int | None:

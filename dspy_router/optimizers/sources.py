@@ -19,8 +19,9 @@ from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback, Source
 from dspy_router.fields import DecisionField
 from dspy_router.optimizers.override import Site
-from dspy_router.optimizers.rollouts import Job, KeyedExample, Metric, RolloutRunner, reward_of
+from dspy_router.optimizers.rollouts import Job, KeyedExample, RolloutRunner, reward_of
 from dspy_router.optimizers.runs import decided_fields
+from dspy_router.optimizers.settings import Metric
 from dspy_router.route import DifferentiableRoute
 
 logger = logging.getLogger(__name__)
