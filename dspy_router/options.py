@@ -160,6 +160,11 @@ def _parse_tool(entry: Any) -> Option:
         )
     if not described.name.strip():
         raise RouteError(f"A tool's name is empty: {entry!r}. Give every tool a name.")
+    if described.name == "<lambda>":
+        raise RouteError(
+            f"{entry!r} is a lambda without a name to decide by. Give a named function, or "
+            'dspy.Tool(lambda ..., name="search", desc="Look it up.").'
+        )
     said = tuple(described.arguments.values())
     return Option(
         described.name,
