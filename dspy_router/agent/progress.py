@@ -71,9 +71,18 @@ class Progress:
         """The run one result later."""
         return replace(self, results=(*self.results, result))
 
-    def has_called(self, tool: str, arguments: Mapping[str, Any]) -> bool:
-        """Whether a tool was called with the same arguments before."""
-        return (tool, canonical(arguments)) in {(result.tool, canonical(result.arguments)) for result in self.results}
+    def has_settled(self, tool: str, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call with the same arguments gave a result before, or failed twice.
+
+        Example:
+            >>> down = ToolResult("search", {"query": "Ostrel"}, "down", "down", failed=True)
+            >>> once = Progress({"question": "Ostrel"}, "Ostrel", (down,))
+            >>> once.has_settled("search", {"query": "Ostrel"}), once.after(down).has_settled("search", down.arguments)
+            (False, True)
+        """
+        call = (tool, canonical(arguments))
+        same = [result for result in self.results if (result.tool, canonical(result.arguments)) == call]
+        return len(same) > 1 or any(not result.failed for result in same)
 
     def results_text(self) -> str:
         """The results as LMs read them, a line or more each; arguments that only repeat an input are left out.

@@ -1,13 +1,14 @@
 import dspy
 import pytest
 
-from dspy_router import RoutedAgent
+from dspy_router import RoutedAgent, RouteError
 from dspy_router.decisions import choosing
 from dspy_router.errors import AbstainError
 from tests.agent.programs import (
     InOrder,
     answers,
     last_number,
+    right_answer,
     search,
     tools_of,
     town_agent,
@@ -125,6 +126,23 @@ def test_refused_arguments_of_the_routes_choice_go_to_the_fallback(scripted_lm: 
         prediction = agent(question="plain count of Ostrel")
     assert "'query' is a required property" in server.requests[0]
     assert prediction.answer == "1200"
+
+
+def test_what_the_fallback_cannot_mend_either_is_not_chosen_before_something_new(scripted_lm: object) -> None:
+    server = scripted_lm(planned(("calculator", {}), ("calculator", {})))
+    agent = town_agent(fallback=dspy.Predict(PLANNER), args={"calculator": lambda progress: {}})
+    chosen = InOrder("calculator", "search", "calculator")
+    with dspy.context(lm=server.lm), choosing(chosen):
+        prediction = agent(question="plain count of Ostrel")
+    assert tools_of(prediction) == ["calculator", "search", "calculator", "finish"]
+    assert chosen.candidates[1:] == [["search", "finish"], ["calculator", "finish"]]
+
+
+def test_guarding_the_step_on_the_agents_examples_says_to_give_the_agent(scripted_lm: object) -> None:
+    with pytest.raises(
+        RouteError, match=r"\['question'\], but the route takes \['state'\].*guard\(\.\.\., program=agent"
+    ):
+        town_agent().step.guard(town_requests(20), metric=right_answer, risk=0.5)
 
 
 def test_a_planner_that_repeats_a_call_is_told_so(scripted_lm: object) -> None:
