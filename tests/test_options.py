@@ -1,3 +1,5 @@
+from functools import partial
+
 import dspy
 import numpy as np
 import pytest
@@ -45,8 +47,9 @@ def test_a_callable_object_is_a_tool() -> None:
         (["a", "b", "a"], "two options named 'a'"),
         (["a", ""], "name is empty"),
         ([3, 4], "3 is not a tool"),
-        ([search, lambda query: query], "is a lambda without a name"),
-        ([search, dspy.Tool(lambda query: query)], "is a lambda without a name"),
+        ([search, lambda query: query], "has no name of its own"),
+        ([search, dspy.Tool(lambda query: query)], "has no name of its own"),
+        ([search, partial(search, limit=5)], "has no name of its own"),
     ],
 )
 def test_unusable_tools_are_named(tools: list, message: str) -> None:

@@ -18,3 +18,6 @@ class AgentError(RouteError):
     def __init__(self, message: str, trajectory: Mapping[str, Any]) -> None:
         super().__init__(message)
         self.trajectory = trajectory
+
+    def __reduce__(self) -> tuple[type["AgentError"], tuple[str, Mapping[str, Any]]]:
+        return type(self), (str(self), self.trajectory)  # across processes

@@ -96,7 +96,7 @@ class Progress:
         lines = []
         for result in self.results:
             given = [
-                f"{name}={as_text(value) if not isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+                f"{name}={as_text(json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value)}"
                 for name, value in result.arguments.items()
                 if not isinstance(value, str) or value not in known
             ]
@@ -124,7 +124,7 @@ class Progress:
 
 
 def as_text(value: Any, limit: int | None = None) -> str:
-    """A value as LMs read it; what is cut off at the limit is told.
+    """A value as LMs read it; what is cut off at the limit is told, and what UTF-8 cannot hold is a question mark.
 
     Example:
         >>> as_text({"price": 3}), as_text("abcdef", 3)
@@ -132,9 +132,9 @@ def as_text(value: Any, limit: int | None = None) -> str:
     """
     plain = serialize_for_json(value)
     text = plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, default=str)
-    if limit is None or len(text) <= limit:
-        return text
-    return f"{text[:limit]} [cut: {limit} of {len(text)} characters]"
+    if limit is not None and len(text) > limit:
+        text = f"{text[:limit]} [cut: {limit} of {len(text)} characters]"
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair can be sent to no LM
 
 
 def canonical(arguments: Mapping[str, Any]) -> str:

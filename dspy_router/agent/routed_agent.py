@@ -169,7 +169,7 @@ class RoutedAgent(dspy.Module):
                     exhausted.add(plan.tool)
                     continue
                 progress = progress.after((yield from self._called(plan, refused)))
-                if refused is None:
+                if refused is None:  # else there is nothing new to write other arguments from
                     exhausted.clear()
             answer = yield ModuleCall(self.answer, {**inputs, "results": progress.results_text()})
         except RouteError:

@@ -3,6 +3,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dspy
@@ -152,6 +153,7 @@ def test_a_huge_result_is_cut_for_the_lm_and_whole_in_the_trajectory(scripted_lm
         ([1, 2], "[1, 2]"),
         (2.5, "2.5"),
         ({1}, "[1]"),
+        ("half an emoji: \ud83d", "half an emoji: ?"),
         (b"\xff", str(b"\xff")),
     ],
 )
@@ -231,7 +233,8 @@ def test_what_a_function_takes_besides_is_no_argument() -> None:
         ([search, search], "two options named 'search'"),
         ([search, dspy.Tool(search, name="finish")], "named 'finish'"),
         (["search"], "'search' is no tool that an agent can call"),
-        ([search, lambda query: query], "is a lambda without a name"),
+        ([search, lambda query: query], "has no name of its own"),
+        ([partial(search, query="Ostrel")], "has no name of its own"),
     ],
 )
 def test_unusable_tools_are_refused(tools: list[Callable[..., str]], message: str) -> None:
