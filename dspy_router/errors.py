@@ -22,3 +22,6 @@ class AbstainError(RouteError):
     def __init__(self, message: str, decisions: "Mapping[str, Any]") -> None:
         super().__init__(message)
         self.decisions = decisions
+
+    def __reduce__(self) -> "tuple[type[AbstainError], tuple[str, Mapping[str, Any]]]":
+        return type(self), (str(self), self.decisions)  # across processes

@@ -8,6 +8,7 @@ import dspy
 import numpy as np
 from dspy.utils.parallelizer import ParallelExecutor
 
+from dspy_router.deciding import CANDIDATES
 from dspy_router.decisions import Decision, recording
 from dspy_router.errors import RouteError
 from dspy_router.guard_report import GuardReport
@@ -31,6 +32,12 @@ def set_guard(
 ) -> GuardReport:
     """What `DifferentiableRoute.guard` does; see there."""
     check_examples(examples, "calibration examples")
+    given = {name for example in examples for name in example.inputs()}
+    if program is None and (strays := sorted(given - {*route.signature.input_fields, CANDIDATES})):
+        raise RouteError(
+            f"The examples have the inputs {strays}, but the route takes {list(route.signature.input_fields)}. If they "
+            "are those of the program that calls the route, such as a RoutedAgent, give it: guard(..., program=agent)."
+        )
     scores, losses = calibration_rows(route, examples, metric, program or route, num_threads)
     if not len(scores):
         raise RouteError(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -129,7 +130,7 @@ def parse_tools(tools: Tools) -> tuple[Option, ...]:
             Forms may be mixed.
 
     Raises:
-        RouteError: If there are no tools, an entry has another form, or two share a name.
+        RouteError: If there are no tools, an entry has another form or, as a lambda, no name, or two share a name.
 
     Example:
         >>> [option.name for option in parse_tools({"search": "Look it up.", "calculator": "Do sums."})]
@@ -160,6 +161,11 @@ def _parse_tool(entry: Any) -> Option:
         )
     if not described.name.strip():
         raise RouteError(f"A tool's name is empty: {entry!r}. Give every tool a name.")
+    if described.name == "<lambda>" or isinstance(entry, partial):
+        raise RouteError(
+            f"{entry!r} has no name of its own to decide by. Give a function made with def, or "
+            'dspy.Tool(function, name="search", desc="Look it up.").'
+        )
     said = tuple(described.arguments.values())
     return Option(
         described.name,

@@ -1,3 +1,5 @@
+from functools import partial
+
 import dspy
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ def test_every_form_of_tool_is_read() -> None:
         Option("mail", "", (), "mail"),
         Option("map", "Find the way.", (), "map"),
     )
+    assert parse_tools([dspy.Tool(lambda query: query, name="find")])[0].name == "find"
     assert parse_tools({"map": "Find the way."})[0].description == "Find the way."
 
 
@@ -44,6 +47,9 @@ def test_a_callable_object_is_a_tool() -> None:
         (["a", "b", "a"], "two options named 'a'"),
         (["a", ""], "name is empty"),
         ([3, 4], "3 is not a tool"),
+        ([search, lambda query: query], "has no name of its own"),
+        ([search, dspy.Tool(lambda query: query)], "has no name of its own"),
+        ([search, partial(search, limit=5)], "has no name of its own"),
     ],
 )
 def test_unusable_tools_are_named(tools: list, message: str) -> None:

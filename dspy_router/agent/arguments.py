@@ -1,17 +1,15 @@
 """Where a tool's arguments come from: the cheapest source that will do."""
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import dspy
 
+from dspy_router.agent.errors import AgentError
 from dspy_router.agent.progress import Progress
 from dspy_router.agent.tools import schema, sole_argument, takes_text
 from dspy_router.errors import RouteError
-
-logger = logging.getLogger(__name__)
 
 REQUEST, LM = "request", "lm"
 Source = str | Callable[[Progress], Mapping[str, Any] | None]
@@ -59,7 +57,8 @@ def ready_arguments(tool: dspy.Tool, source: Source | None, progress: Progress) 
     """The arguments that a tool would be called with now, where no LM is needed to say so; None if there are none yet.
 
     Raises:
-        RouteError: If a function gives anything but a mapping or None.
+        AgentError: If a function raises.
+        RouteError: If it gives anything but a mapping or None.
     """
     if source is None:
         return {}
@@ -68,8 +67,11 @@ def ready_arguments(tool: dspy.Tool, source: Source | None, progress: Progress) 
     try:
         found = source(progress)
     except Exception as error:
-        logger.warning("args[%r] raised %r, so the tool cannot be chosen at this step.", tool.name, error)
-        return None
+        raise AgentError(
+            f"args[{tool.name!r}] raised {error!r} after {len(progress.results)} results. It is called before every "
+            "step, also before the first result: let it return None while the tool cannot be called.",
+            progress.trajectory(),
+        ) from error
     if found is not None and not isinstance(found, Mapping):
         raise RouteError(
             f"args[{tool.name!r}] gave {found!r}; expected the arguments by name, or None if there are none yet."

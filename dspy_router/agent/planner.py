@@ -35,8 +35,10 @@ def planned(planner: dspy.Module, progress: Progress) -> Steps[Plan | None]:
     """The planner's next step, or None if what it answered cannot be read.
 
     Raises:
-        RouteError: If it answers without a `next_tool_name`.
+        RouteError: If it is a whole `dspy.ReAct`, or answers without a `next_tool_name`.
     """
+    if isinstance(planner, dspy.ReAct):
+        raise RouteError("The fallback is a dspy.ReAct, which runs a loop of its own. Give its planner: react.react.")
     text = trajectory_text(progress.trajectory(cut=True))
     try:
         answer = yield ModuleCall(planner, {**progress.inputs, "trajectory": text})

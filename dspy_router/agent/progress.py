@@ -71,9 +71,18 @@ class Progress:
         """The run one result later."""
         return replace(self, results=(*self.results, result))
 
-    def has_called(self, tool: str, arguments: Mapping[str, Any]) -> bool:
-        """Whether a tool was called with the same arguments before."""
-        return (tool, canonical(arguments)) in {(result.tool, canonical(result.arguments)) for result in self.results}
+    def has_settled(self, tool: str, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call with the same arguments gave a result before, or failed twice.
+
+        Example:
+            >>> down = ToolResult("search", {"query": "Ostrel"}, "down", "down", failed=True)
+            >>> once = Progress({"question": "Ostrel"}, "Ostrel", (down,))
+            >>> once.has_settled("search", {"query": "Ostrel"}), once.after(down).has_settled("search", down.arguments)
+            (False, True)
+        """
+        call = (tool, canonical(arguments))
+        same = [result for result in self.results if (result.tool, canonical(result.arguments)) == call]
+        return len(same) > 1 or any(not result.failed for result in same)
 
     def results_text(self) -> str:
         """The results as LMs read them, a line or more each; arguments that only repeat an input are left out.
@@ -87,7 +96,7 @@ class Progress:
         lines = []
         for result in self.results:
             given = [
-                f"{name}={as_text(value) if not isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+                f"{name}={as_text(json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value)}"
                 for name, value in result.arguments.items()
                 if not isinstance(value, str) or value not in known
             ]
@@ -115,7 +124,7 @@ class Progress:
 
 
 def as_text(value: Any, limit: int | None = None) -> str:
-    """A value as LMs read it; what is cut off at the limit is told.
+    """A value as LMs read it; what is cut off at the limit is told, and what UTF-8 cannot hold is a question mark.
 
     Example:
         >>> as_text({"price": 3}), as_text("abcdef", 3)
@@ -123,9 +132,9 @@ def as_text(value: Any, limit: int | None = None) -> str:
     """
     plain = serialize_for_json(value)
     text = plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, default=str)
-    if limit is None or len(text) <= limit:
-        return text
-    return f"{text[:limit]} [cut: {limit} of {len(text)} characters]"
+    if limit is not None and len(text) > limit:
+        text = f"{text[:limit]} [cut: {limit} of {len(text)} characters]"
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair can be sent to no LM
 
 
 def canonical(arguments: Mapping[str, Any]) -> str:

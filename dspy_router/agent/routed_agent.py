@@ -40,19 +40,22 @@ class RoutedAgent(dspy.Module):
     - an input's name: that input, likewise.
     - a function of the run's `dspy_router.agent.Progress`: the arguments by name, such as
       `lambda progress: {"query": progress.results[-1].text if progress.results else progress.request}`, or None while
-      the tool cannot be called. It is called before every step, so it should be quick and change nothing.
+      the tool cannot be called. It is called before every step, the first included, so it should be quick and change
+      nothing. If it raises, the run ends with an `AgentError` that names it.
     - `"lm"`: what the predictor `arguments[tool]` writes.
 
-    Nothing is called twice with the same arguments in a run: such a tool is no candidate of a step. Where an LM writes
-    them again, the fallback is told so, or without one the tool is no candidate until another has been called. To
-    finish is always possible.
+    In a run, a call that gave a result is not made again, and one that raised or gave nothing in time is made at most
+    twice: a tool with no other arguments is then no candidate of a step. Where an LM writes them again, the fallback is
+    told so, or without one the tool is no candidate until another has been called. To finish is always possible.
     `RouteFinetune` trains the route, `step`, from the metric, from a `dspy.ReAct` as teacher or from recorded
     trajectories (`dspy_router.agent.imitation`). Untrained, it goes by descriptions: it calls the tools that are nearer
     to the state than "finish" is, each once with the same arguments, which may well be all of them.
 
-    A tool that raises, or gives nothing in time, gives an observation that says so. Arguments that a schema refuses
-    are written once more, by the fallback or else by the predictor that wrote them; then they too are an observation.
-    The run ends at the latest after `max_iters` steps, with an answer from what is known by then.
+    A tool that raises, or gives nothing in time, gives an observation that says so. Arguments that cannot be read, or
+    that a schema refuses, are written once more, by the fallback or else by the predictor that wrote them; then they
+    too are an observation. Where the route had chosen the tool, it is no candidate until another has been called, since
+    the same results would be asked for the same arguments. The run ends at the latest after `max_iters` steps, with an
+    answer from what is known by then.
 
     With `step.guard(examples, metric=..., risk=..., program=agent)` the route declines steps below a threshold, and
     the promise is about runs in which it declined none. Such steps go to `fallback`; without one the run ends there
@@ -138,7 +141,7 @@ class RoutedAgent(dspy.Module):
             `observation_0` (what the tool returned), ..., and `thought_0`, ... where the fallback planned.
 
         Raises:
-            AgentError: If an LM call raises; it holds the trajectory.
+            AgentError: If an LM call raises, or a function of `args`; it holds the trajectory.
             RouteError: If inputs are missing or unknown, or a tool is asynchronous and DSPy may not wait for it.
         """
         waiting = [name for name, tool in self.tools.items() if is_async(tool)]
@@ -162,11 +165,12 @@ class RoutedAgent(dspy.Module):
                 plan, refused = yield from self._next(progress, exhausted)
                 if plan is None or (finished := plan.tool == FINISH):
                     break
-                if refused is None and progress.has_called(plan.tool, plan.arguments):
+                if refused is None and progress.has_settled(plan.tool, plan.arguments):
                     exhausted.add(plan.tool)
                     continue
                 progress = progress.after((yield from self._called(plan, refused)))
-                exhausted.clear()
+                if refused is None:  # else there is nothing new to write other arguments from
+                    exhausted.clear()
             answer = yield ModuleCall(self.answer, {**inputs, "results": progress.results_text()})
         except RouteError:
             raise
@@ -188,13 +192,14 @@ class RoutedAgent(dspy.Module):
         candidates = [
             name
             for name in self.tools
-            if (name not in exhausted if name in self.arguments else _is_new(progress, name, ready[name]))
+            if name not in exhausted and (name in self.arguments or _can_call(progress, name, ready[name]))
         ]
         if not candidates:
             return Plan(FINISH), None
         decided = yield ModuleCall(self.step, {"state": progress.state.to_text(), "candidates": [*candidates, FINISH]})
         plan: Plan | None = Plan(decided.next_tool)
-        if decided.decisions["next_tool"].abstained:
+        declined = decided.decisions["next_tool"].abstained
+        if declined:
             plan = None if self.fallback is None else (yield from planned(self.fallback, progress))
         if plan is None:
             return None, None
@@ -202,6 +207,8 @@ class RoutedAgent(dspy.Module):
         refused = self._refusal(plan, progress)
         if refused is None:
             return plan, None
+        if not declined:
+            exhausted.add(plan.tool)
         seen = progress.after(self._failed(plan, refused))
         second = None
         if self.fallback is not None:
@@ -249,8 +256,11 @@ class RoutedAgent(dspy.Module):
             return None
         if plan.tool not in self.tools:
             return f"there is no such tool; the tools are {list(self.tools)}"
+        if plan.arguments is None:
+            written = plan.tool in self.arguments
+            return "its arguments could not be read; write one JSON object" if written else "it has no arguments yet"
         refused = refusal(self.tools[plan.tool], plan.arguments)
-        if refused is None and self.fallback is not None and progress.has_called(plan.tool, plan.arguments):
+        if refused is None and self.fallback is not None and progress.has_settled(plan.tool, plan.arguments):
             return "it was called with the same arguments before"
         return refused
 
@@ -258,8 +268,8 @@ class RoutedAgent(dspy.Module):
         return f"RoutedAgent({self.signature.signature}, tools={list(self.tools)})"
 
 
-def _is_new(progress: Progress, tool: str, arguments: Mapping[str, Any] | None) -> bool:
-    return arguments is not None and not progress.has_called(tool, arguments)
+def _can_call(progress: Progress, tool: str, arguments: Mapping[str, Any] | None) -> bool:
+    return arguments is not None and not progress.has_settled(tool, arguments)
 
 
 def _without_clashes(signature: type[dspy.Signature]) -> type[dspy.Signature]:

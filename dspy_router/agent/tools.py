@@ -18,7 +18,7 @@ def read_tools(tools: Iterable[dspy.Tool | Callable[..., Any]]) -> dict[str, dsp
     """Tools by name, in the order given.
 
     Raises:
-        RouteError: If one cannot be called, two share a name, one is named `finish`, or there is none.
+        RouteError: If one cannot be called or has no name, two share a name, one is named `finish`, or there is none.
 
     Example:
         >>> def search(query: str): "Look it up."
@@ -32,10 +32,10 @@ def read_tools(tools: Iterable[dspy.Tool | Callable[..., Any]]) -> dict[str, dsp
                 f"{tool!r} is no tool that an agent can call. Give dspy.Tools or callables; make one of an MCP tool "
                 "with dspy.Tool.from_mcp_tool(session, tool), of a LangChain tool with dspy.Tool.from_langchain(tool)."
             )
-    read = [tool if isinstance(tool, dspy.Tool) else dspy.Tool(tool) for tool in tools]
-    if not read:
+    if not tools:
         raise RouteError("tools is empty: an agent needs one at least; without tools, use dspy.Predict.")
-    parse_tools(read)
+    parse_tools(tools)
+    read = [tool if isinstance(tool, dspy.Tool) else dspy.Tool(tool) for tool in tools]
     found = {str(tool.name): tool for tool in read}
     if FINISH in found:
         raise RouteError(

@@ -1,12 +1,13 @@
+import asyncio
 from typing import Literal
 
 import dspy
 import pytest
 
 from dspy_router import RoutedAgent, RouteError
-from dspy_router.agent import Progress
+from dspy_router.agent import AgentError, Progress
 from dspy_router.decisions import choosing
-from tests.agent.programs import InOrder, answers
+from tests.agent.programs import InOrder, answers, tools_of
 from tests.conftest import bag_of_words
 
 QUESTION = "How far is it?"
@@ -77,14 +78,19 @@ def test_a_function_makes_arguments_from_the_run(scripted_lm: object) -> None:
     assert len(server.requests) == 1
 
 
-def test_a_function_that_raises_leaves_its_tool_out(scripted_lm: object, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_function_that_raises_is_named_in_an_error_with_the_trajectory(scripted_lm: object, wait: bool) -> None:
     server = scripted_lm(answers(answer="far"))
-    chosen = InOrder("finish")
-    program = agent(now, distance, args={"distance": lambda progress: {"start": progress.results[5].text}})
-    with dspy.context(lm=server.lm), choosing(chosen):
-        program(question=QUESTION)
-    assert chosen.candidates == [["now", "finish"]]
-    assert "args['distance'] raised IndexError" in caplog.text
+
+    def between(progress: Progress) -> dict[str, str] | None:
+        return {"start": progress.results[1].text} if progress.results else None
+
+    program = agent(now, distance, args={"distance": between})
+    message = r"args\['distance'\] raised IndexError.* after 1 results\. .* let it return None"
+    with dspy.context(lm=server.lm), choosing(InOrder("now")), pytest.raises(AgentError, match=message) as raised:
+        asyncio.run(program.acall(question=QUESTION)) if wait else program(question=QUESTION)
+    assert isinstance(raised.value.__cause__, IndexError)
+    assert raised.value.trajectory["observation_0"] == "noon"
 
 
 def test_an_lm_writes_arguments_from_one_tools_schema_and_the_results(scripted_lm: object) -> None:
@@ -132,10 +138,24 @@ def test_arguments_refused_twice_are_an_observation(scripted_lm: object) -> None
     assert len(server.requests) == 3
 
 
-def test_arguments_that_cannot_be_read_are_refused(scripted_lm: object) -> None:
-    server = scripted_lm(lambda prompt: "nonsense" if "next_tool_args" in prompt else answers(answer="far")(prompt))
-    prediction = run(agent(paint, now), server, "paint", "finish")
-    assert "None is no JSON object" in prediction.trajectory["observation_0"]
+@pytest.mark.parametrize(
+    ("written", "told", "asked"),
+    [
+        ("nonsense", "its arguments could not be read; write one JSON object", 4),  # DSPy asks for JSON each time
+        (answers(next_tool_args={"colour": "green"})(""), "'green' is not one of", 2),
+    ],
+)
+def test_a_tool_whose_arguments_fail_is_no_candidate_before_something_new(
+    scripted_lm: object, written: str, told: str, asked: int
+) -> None:
+    server = scripted_lm(lambda prompt: written if "next_tool_args" in prompt else answers(answer="far")(prompt))
+    chosen = InOrder("paint", "now", "paint")
+    with dspy.context(lm=server.lm), choosing(chosen):
+        prediction = agent(paint, now)(question=QUESTION)
+    assert tools_of(prediction) == ["paint", "now", "paint", "finish"]
+    assert prediction.trajectory["observation_0"].startswith(f"Execution error in paint: {told}")
+    assert chosen.candidates == [["paint", "now", "finish"], ["now", "finish"], ["paint", "finish"]]
+    assert len(server.requests) == 2 * asked + 1
 
 
 def test_a_functions_arguments_are_refused_by_the_schema_too(scripted_lm: object) -> None:

@@ -1,13 +1,16 @@
+import pickle
+
 import dspy
 import pytest
 
-from dspy_router import RoutedAgent
+from dspy_router import RoutedAgent, RouteError
 from dspy_router.decisions import choosing
 from dspy_router.errors import AbstainError
 from tests.agent.programs import (
     InOrder,
     answers,
     last_number,
+    right_answer,
     search,
     tools_of,
     town_agent,
@@ -63,6 +66,13 @@ def test_a_react_predictor_serves_as_fallback(scripted_lm: object) -> None:
     assert "fallback" in dict(agent.named_predictors())
 
 
+def test_a_whole_react_is_refused_as_fallback(scripted_lm: object) -> None:
+    server = scripted_lm(last_number)
+    agent = declining(server, dspy.ReAct("question -> answer", tools=[search]))
+    with dspy.context(lm=server.lm), pytest.raises(RouteError, match=r"Give its planner: react\.react"):
+        agent(question="plain count of Ostrel")
+
+
 def test_a_planner_may_leave_the_arguments_to_their_source(scripted_lm: object) -> None:
     server = scripted_lm(planned(("search", {}), ("finish", {})))
     agent = declining(server, dspy.Predict("question, trajectory -> next_tool_name"))
@@ -111,8 +121,9 @@ def test_without_a_fallback_a_declined_step_ends_the_run(scripted_lm: object) ->
     with dspy.context(lm=server.lm):
         assert agent(question="plain count of Ostrel").trajectory == {}
         agent.step.on_abstain = "raise"
-        with pytest.raises(AbstainError):
+        with pytest.raises(AbstainError) as raised:
             agent(question="plain count of Ostrel")
+    assert pickle.loads(pickle.dumps(raised.value)).decisions == raised.value.decisions
 
 
 def test_refused_arguments_of_the_routes_choice_go_to_the_fallback(scripted_lm: object) -> None:
@@ -125,6 +136,33 @@ def test_refused_arguments_of_the_routes_choice_go_to_the_fallback(scripted_lm: 
         prediction = agent(question="plain count of Ostrel")
     assert "'query' is a required property" in server.requests[0]
     assert prediction.answer == "1200"
+
+
+def test_what_the_fallback_cannot_mend_either_is_not_chosen_before_something_new(scripted_lm: object) -> None:
+    server = scripted_lm(planned(("calculator", {}), ("calculator", {})))
+    agent = town_agent(fallback=dspy.Predict(PLANNER), args={"calculator": lambda progress: {}})
+    chosen = InOrder("calculator", "search", "calculator")
+    with dspy.context(lm=server.lm), choosing(chosen):
+        prediction = agent(question="plain count of Ostrel")
+    assert tools_of(prediction) == ["calculator", "search", "calculator", "finish"]
+    assert chosen.candidates[1:] == [["search", "finish"], ["calculator", "finish"]]
+
+
+def test_a_planner_may_try_the_same_tool_again_at_the_next_step(scripted_lm: object) -> None:
+    steps = [("search", {}), ("search", {}), ("calculator", {}), ("calculator", {}), ("search", {"query": "Vand"})]
+    finishing = scripted_lm(answers(next_tool_name="finish", next_tool_args={}, answer="unknown"))
+    agent = declining(finishing, dspy.Predict(PLANNER), args={"search": "lm", "calculator": "lm"})
+    with dspy.context(lm=scripted_lm(planned(*steps, ("finish", {}))).lm):
+        prediction = agent(question="plain count of Ostrel")
+    assert tools_of(prediction) == ["search", "calculator", "search", "finish"]
+    assert prediction.answer == "1200"
+
+
+def test_guarding_the_step_on_the_agents_examples_says_to_give_the_agent(scripted_lm: object) -> None:
+    with pytest.raises(
+        RouteError, match=r"\['question'\], but the route takes \['state'\].*guard\(\.\.\., program=agent"
+    ):
+        town_agent().step.guard(town_requests(20), metric=right_answer, risk=0.5)
 
 
 def test_a_planner_that_repeats_a_call_is_told_so(scripted_lm: object) -> None:

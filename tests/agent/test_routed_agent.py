@@ -1,5 +1,6 @@
 import asyncio
 import json
+import pickle
 from pathlib import Path
 
 import dspy
@@ -114,6 +115,8 @@ def test_the_trajectory_is_kept_when_the_lm_is_down() -> None:
     assert raised.value.trajectory["observation_0"] == "Ostrel has 480 inhabitants."
     assert isinstance(raised.value.__cause__, dspy.LMError)
     assert "after 1 results" in str(raised.value)
+    sent = pickle.loads(pickle.dumps(raised.value))
+    assert (str(sent), sent.trajectory) == (str(raised.value), raised.value.trajectory)
 
 
 def test_saving_loading_and_copying(tmp_path: Path, scripted_lm: object) -> None:

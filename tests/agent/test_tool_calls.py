@@ -3,6 +3,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dspy
@@ -14,7 +15,7 @@ from dspy_router import RoutedAgent, RouteError, record_decisions
 from dspy_router.agent import StepState
 from dspy_router.agent.tools import schema, sole_argument
 from dspy_router.decisions import choosing
-from tests.agent.programs import InOrder, answers, search
+from tests.agent.programs import InOrder, answers, search, tools_of
 from tests.conftest import bag_of_words
 
 KITCHEN = StdioServerParameters(
@@ -52,6 +53,18 @@ def test_what_a_tool_raises_is_an_observation(scripted_lm: object, wait: bool, r
     assert state is not None
     assert state.failed
     assert "Execution error in attic" in server.requests[0]
+
+
+def test_a_call_that_failed_may_be_made_once_more(scripted_lm: object) -> None:
+    def unsteady(query: str) -> str:
+        """Ask a server that is often down."""
+        raise ConnectionError("down")
+
+    chosen = InOrder("unsteady", "unsteady", "search")
+    with dspy.context(lm=scripted_lm(ANSWER).lm), choosing(chosen):
+        prediction = agent(unsteady, search)(question="Ostrel?")
+    assert chosen.candidates == [*[["unsteady", "search", "finish"]] * 2, ["search", "finish"]]
+    assert tools_of(prediction) == ["unsteady", "unsteady", "search", "finish"]
 
 
 @pytest.mark.parametrize("wait", [False, True])
@@ -140,6 +153,7 @@ def test_a_huge_result_is_cut_for_the_lm_and_whole_in_the_trajectory(scripted_lm
         ([1, 2], "[1, 2]"),
         (2.5, "2.5"),
         ({1}, "[1]"),
+        ("half an emoji: \ud83d", "half an emoji: ?"),
         (b"\xff", str(b"\xff")),
     ],
 )
@@ -219,6 +233,8 @@ def test_what_a_function_takes_besides_is_no_argument() -> None:
         ([search, search], "two options named 'search'"),
         ([search, dspy.Tool(search, name="finish")], "named 'finish'"),
         (["search"], "'search' is no tool that an agent can call"),
+        ([search, lambda query: query], "has no name of its own"),
+        ([partial(search, query="Ostrel")], "has no name of its own"),
     ],
 )
 def test_unusable_tools_are_refused(tools: list[Callable[..., str]], message: str) -> None:
