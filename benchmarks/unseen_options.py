@@ -12,8 +12,8 @@ from quality import untrained
 from tqdm.auto import tqdm
 
 from dspy_router import DifferentiableRoute, RouteFinetune, SentenceEncoder
+from dspy_router.guarding.scoring import route_scores
 from dspy_router.options import parse_tools
-from dspy_router.scoring import route_scores
 
 ABSTAINED = 0.1  # of the requests that a function fits
 NEW_INTENTS, SEEDS = 30, range(5)  # seed 0 was named before any was tried

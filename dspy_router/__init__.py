@@ -9,7 +9,7 @@ from dspy_router.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dspy_router.agent.routed_agent import RoutedAgent
-    from dspy_router.decision_client import DecisionClient
+    from dspy_router.clients.decision_client import DecisionClient
     from dspy_router.decisions import Decision, record_decisions
     from dspy_router.encoders.onnx import OnnxEncoder
     from dspy_router.encoders.sentence import SentenceEncoder
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Decision": "decisions",
-    "DecisionClient": "decision_client",
+    "DecisionClient": "clients.decision_client",
     "DifferentiableRoute": "route",
     "Feedback": "feedback",
     "OnnxEncoder": "encoders.onnx",

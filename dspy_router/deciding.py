@@ -96,7 +96,7 @@ def policies(route: "DifferentiableRoute", call: Call, vector: "np.ndarray") -> 
     guard, scoring = learned.guard, dspy.settings.get("_route_scoring", False)
     if guard is None and not scoring:
         return Policies(call, found, None, False)
-    from dspy_router.scoring import route_scores
+    from dspy_router.guarding.scoring import route_scores
 
     score = float(route_scores(route, vector[None], call.candidates)[0])
     if guard is None or scoring:

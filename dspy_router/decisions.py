@@ -18,7 +18,7 @@ import dspy
 from dspy_router.tracing import trace_decision
 
 if TYPE_CHECKING:
-    from dspy_router.feedback_log import FeedbackLog, LoggedRun
+    from dspy_router.logs.feedback_log import FeedbackLog, LoggedRun
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ def _collected() -> Iterator[list[Decision]]:
 
 @contextmanager
 def _logged(path: "str | Path | FeedbackLog", program: dspy.Module | None) -> Iterator["LoggedRun"]:
-    from dspy_router.decision_client import named_routes
-    from dspy_router.feedback_log import FeedbackLog, LoggedRun
+    from dspy_router.clients.decision_client import named_routes
+    from dspy_router.logs.feedback_log import FeedbackLog, LoggedRun
 
     log = path if isinstance(path, FeedbackLog) else FeedbackLog(path)
     routes = {} if program is None else named_routes(program)

@@ -37,10 +37,10 @@ from dspy_router.deciding import Call, policies, read_call
 from dspy_router.decision_types import selected
 from dspy_router.explanation import Change, Explanation, FieldExplanation, Neighbour, WordEffect
 from dspy_router.fields import DecisionField
+from dspy_router.guarding.scoring import route_scores
 from dspy_router.learning.familiarity import familiarity
 from dspy_router.learning.reference import TEXT_LENGTH
 from dspy_router.probabilities import likeliest
-from dspy_router.scoring import route_scores
 
 if TYPE_CHECKING:
     from dspy_router.learning.reference import Reference

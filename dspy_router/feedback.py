@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dspy_router.errors import RouteError
-from dspy_router.late_rewards import LateReward, join_rewards
-from dspy_router.rotation import open_in_time_order
+from dspy_router.logs.late_rewards import LateReward, join_rewards
+from dspy_router.logs.rotation import open_in_time_order
 from dspy_router.tables import table
 
 Source = Literal["label", "synthetic", "teacher", "rollout", "log"]

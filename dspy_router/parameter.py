@@ -15,7 +15,7 @@ from dspy_router.options import encode_options
 
 if TYPE_CHECKING:
     from dspy_router.folded import FoldedHead
-    from dspy_router.guard_report import GuardReport
+    from dspy_router.guarding.guard_report import GuardReport
     from dspy_router.heads import RouteHead
     from dspy_router.training_record import TrainingRecord
 

@@ -38,7 +38,7 @@ from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
 from dspy_router.folded import FoldedHead
 from dspy_router.folded_lists import folded_form
-from dspy_router.guard_report import GuardReport
+from dspy_router.guarding.guard_report import GuardReport
 from dspy_router.sealing import AFTER_DAMAGE, require_intact, sealed
 from dspy_router.training_record import TrainingRecord
 

@@ -21,9 +21,9 @@ from dspy_router.route_queries import RouteQueries, example_inputs
 if TYPE_CHECKING:
     import numpy as np
 
-    from dspy_router.auditing import Audit
+    from dspy_router.clients.decision_client import DecisionClient
     from dspy_router.deciding import Policies
-    from dspy_router.decision_client import DecisionClient
+    from dspy_router.guarding.auditing import Audit
     from dspy_router.heads import RouteHead
 
 OnAbstain = Literal["none", "raise"]
@@ -137,7 +137,7 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
             >>> predictor(text="a fig, if I may").fruit
             'fig'
         """
-        from dspy_router.decision_client import DecisionClient
+        from dspy_router.clients.decision_client import DecisionClient
 
         return DecisionClient(self, cache=cache, callbacks=callbacks)
 

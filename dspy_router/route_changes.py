@@ -8,9 +8,9 @@ import dspy
 from dspy_router.options import Tools
 
 if TYPE_CHECKING:
-    from dspy_router.auditing import Audit
-    from dspy_router.guard_report import GuardReport
-    from dspy_router.judging import Judge
+    from dspy_router.guarding.auditing import Audit
+    from dspy_router.guarding.guard_report import GuardReport
+    from dspy_router.guarding.judging import Judge
     from dspy_router.optimizers.settings import Metric
 
 
@@ -54,7 +54,7 @@ class RouteChanges:
             RouteError: If there are too few examples for the promise, the route was trained on one, or the metric is
                 not in [0, 1].
         """
-        from dspy_router.guard import set_guard
+        from dspy_router.guarding.guard import set_guard
 
         return set_guard(
             self, examples, metric=metric, risk=risk, delta=delta, program=program, num_threads=num_threads, seed=seed
@@ -78,13 +78,13 @@ class RouteChanges:
     ) -> "Audit":
         """Have a share of the decisions that the guard keeps judged from now on; a warning says if it promised wrong.
 
-        The arguments, what the warning means and what it takes stand at `dspy_router.auditing.Audit`, which is
+        The arguments, what the warning means and what it takes stand at `dspy_router.guarding.auditing.Audit`, which is
         returned. An earlier audit of this route ends.
 
         Raises:
             RouteError: If the route promises nothing, there is nothing to judge by, or an argument is out of range.
         """
-        from dspy_router.auditing import Audit
+        from dspy_router.guarding.auditing import Audit
 
         audit = Audit(self, judge=judge, share=share, alpha=alpha, risk=risk, resume=resume, seed=seed)
         if self._audit is not None:

@@ -57,7 +57,7 @@ class RouteQueries:
         Raises:
             RouteError: If candidates are unknown, or there are none.
         """
-        from dspy_router.scoring import route_scores
+        from dspy_router.guarding.scoring import route_scores
 
         return route_scores(self, self.encoder.encode(self._texts(inputs)), candidate_masks(self, candidates))
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 from dspy_router import Feedback, record_decisions
 from dspy_router.decisions import choosing
 from dspy_router.feedback import read_feedback
-from dspy_router.feedback_log import KEPT_DECISIONS, REQUEST_LOCK_SECONDS, FeedbackLog
+from dspy_router.logs.feedback_log import KEPT_DECISIONS, REQUEST_LOCK_SECONDS, FeedbackLog
 from tests.programs import Shop, fruit_route
 
 

@@ -11,13 +11,13 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from tqdm.auto import tqdm
 
+from dspy_router.clients.decision_client import named_routes
 from dspy_router.costs import call_cost
-from dspy_router.decision_client import named_routes
 from dspy_router.decision_types import probabilities_of
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback, FeedbackTable, feedback_table, text_key
 from dspy_router.fields import DecisionField
-from dspy_router.late_rewards import as_reward
+from dspy_router.logs.late_rewards import as_reward
 from dspy_router.route import DifferentiableRoute
 
 if TYPE_CHECKING:

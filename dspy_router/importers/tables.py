@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback, FeedbackTable, feedback_table, text_key
-from dspy_router.late_rewards import as_reward
+from dspy_router.logs.late_rewards import as_reward
 
 Column = str | Callable[[Mapping[str, Any]], Any]
 """Where a value is found in a row of the table: the column's name, or a function of the row."""

@@ -14,8 +14,8 @@ from typing import Any
 import dspy
 from dspy.utils.usage_tracker import track_usage
 
+from dspy_router.clients.decision_client import named_routes
 from dspy_router.costs import usage_cost
-from dspy_router.decision_client import named_routes
 from dspy_router.decisions import choosing, recording
 from dspy_router.errors import RouteError
 from dspy_router.optimizers.executors import Executor, LostExecutorError, ThreadExecutor

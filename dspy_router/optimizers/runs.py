@@ -7,7 +7,7 @@ from contextlib import nullcontext, suppress
 import dspy
 import numpy as np
 
-from dspy_router.decision_client import DecisionClient, named_routes
+from dspy_router.clients.decision_client import DecisionClient, named_routes
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dspy_router.decision_client import DecisionClient
+from dspy_router.clients.decision_client import DecisionClient
 from dspy_router.decision_types import DecisionKind, asked_signature
 from dspy_router.encoders.base import Encoder
 from dspy_router.encoders.choose import encoder_from_settings, encoder_settings

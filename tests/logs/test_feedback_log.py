@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from dspy_router import Feedback, RouteError, feedback_log
+from dspy_router import Feedback, RouteError
 from dspy_router.feedback import read_feedback, read_feedback_table, write_feedback
-from dspy_router.feedback_log import FeedbackLog
+from dspy_router.logs import feedback_log
+from dspy_router.logs.feedback_log import FeedbackLog
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROW = Feedback("log", "a", "clerk", "fruit", "a ripe fig", ("apple", "fig"), "fig", 0.5, None)
 WRITE_UNTIL_KILLED = """
 import sys
 from dataclasses import replace
-from dspy_router.feedback_log import FeedbackLog
-from tests.test_feedback_log import ROW
+from dspy_router.logs.feedback_log import FeedbackLog
+from tests.logs.test_feedback_log import ROW
 
 log = FeedbackLog(sys.argv[1])
 for number in range(10**9):

@@ -11,7 +11,7 @@ from dspy.utils.parallelizer import ParallelExecutor
 from dspy_router.deciding import CANDIDATES
 from dspy_router.decisions import Decision, recording
 from dspy_router.errors import RouteError
-from dspy_router.guard_report import GuardReport
+from dspy_router.guarding.guard_report import GuardReport
 from dspy_router.learning.risk import risk_threshold
 from dspy_router.optimizers.rollouts import check_examples, keyed, reward_of
 from dspy_router.optimizers.settings import Metric

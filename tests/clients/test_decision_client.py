@@ -628,7 +628,7 @@ def test_a_trained_client_is_saved_with_its_program_and_loaded_in_a_new_process(
     expected = [dict(_decision(trained, request).probabilities) for request in requests]
     script = f"""
 import json
-from tests.test_decision_client import Program, _decision, local
+from tests.clients.test_decision_client import Program, _decision, local
 program = Program()
 program.clerk.lm = local()  # the callable that reads requests is no part of a file
 program.load({str(tmp_path / "program.json")!r}, allow_unsafe_lm_state=True)

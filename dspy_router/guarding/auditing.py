@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import numpy as np
 
-from dspy_router.audit_report import AuditReport
 from dspy_router.deciding import Call, Policies
 from dspy_router.errors import RouteError
-from dspy_router.judging import FALLBACK, REWARDS, Judge, check_judge, judge_name, judged_loss, loss_of
+from dspy_router.guarding.audit_report import AuditReport
+from dspy_router.guarding.judging import FALLBACK, REWARDS, Judge, check_judge, judge_name, judged_loss, loss_of
 from dspy_router.learning.audit import RunningAudit, RunningDrift
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from weakref import WeakKeyDictionary
 
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback, FeedbackTable, encoded, read_feedback_table, text_key
-from dspy_router.late_rewards import LateReward
+from dspy_router.logs.late_rewards import LateReward
+from dspy_router.logs.rotation import rotate
 from dspy_router.probabilities import Probabilities, likeliest
-from dspy_router.rotation import rotate
 
 if TYPE_CHECKING:
     from dspy_router.decisions import Decision

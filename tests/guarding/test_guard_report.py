@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from dspy_router.guard_report import GuardReport
+from dspy_router.guarding.guard_report import GuardReport
 from dspy_router.learning.risk import risk_threshold
 
 

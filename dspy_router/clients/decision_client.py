@@ -1,8 +1,7 @@
 """A route's head as the `lm` of a plain `dspy.Predict`.
 
 DSPy sends a decision request to any client that says it supports them: the call's inputs and a question an output in,
-probabilities out. DSPy marks this socket as experimental; the package meets it here, in `dspy_router.decision_request`
-and, for what is saved, in `dspy_router.client_state`.
+probabilities out. DSPy marks this socket as experimental; the package meets it in this folder alone.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ import dspy
 from dspy.clients.base_lm import record_history
 from dspy.utils.callback import with_callbacks
 
-from dspy_router.decision_request import MODEL, RouteRequest, described_options
+from dspy_router.clients.decision_request import MODEL, RouteRequest, described_options
 from dspy_router.decision_types import criteria_by_option, criterion_text
 from dspy_router.encoders.base import Encoder
 from dspy_router.encoders.choose import as_encoder
@@ -171,8 +170,8 @@ class DecisionClient(dspy.BaseLM):
         return copy.deepcopy(answers)
 
     def dump_state(self) -> dict[str, Any]:
-        """What a program saves of its predictors' clients: see `dspy_router.client_state`."""
-        from dspy_router.client_state import client_state
+        """What a program saves of its predictors' clients: see `dspy_router.clients.client_state`."""
+        from dspy_router.clients.client_state import client_state
 
         return client_state(self)
 
@@ -186,7 +185,7 @@ class DecisionClient(dspy.BaseLM):
         Raises:
             RouteError: If the state is damaged, or no such encoder is at hand.
         """
-        from dspy_router.client_state import parse_client_state
+        from dspy_router.clients.client_state import parse_client_state
 
         with _living_lock:
             clients = list(_living)

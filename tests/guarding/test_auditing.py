@@ -15,11 +15,11 @@ import dspy
 import pytest
 
 from dspy_router import DifferentiableRoute, RouteError, RouteFinetune, record_decisions
-from dspy_router.auditing import Audit
+from dspy_router.guarding.auditing import Audit
 from dspy_router.learning.audit import RunningAudit
 from dspy_router.overrides import explore_decisions
+from tests.guarding.test_guard import CALLS, Planner, mixed
 from tests.programs import HINTS, Shop, fruit_requests, fruit_route, right_fruit
-from tests.test_guard import CALLS, Planner, mixed
 
 KEPT = "pie please now a"  # an apple
 DECLINED = "weather taxi poem"
@@ -107,7 +107,7 @@ def test_rewards_of_drawn_calls_are_used_once_and_others_ignored(route: Differen
 def test_the_oldest_of_too_many_without_a_reward_are_given_up(
     route: DifferentiableRoute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dspy_router.auditing.MOST_WAITING", 3)
+    monkeypatch.setattr("dspy_router.guarding.auditing.MOST_WAITING", 3)
     audit = route.audit(judge="rewards", share=1.0)
     ids = [route(request=KEPT).decision.id for _ in range(5)]
     assert [audit.waits_for(decision_id) for decision_id in ids] == [False, False, True, True, True]

@@ -1,0 +1,1 @@
+"""The other face of a route: the `lm` of a plain `dspy.Predict`."""
