@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test lint types tests newest_dspy benchmarks instructions clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed_for_demo
 	$(PYTHON) -m dspy_router.demo $(ARGS)
 
 test: lint types tests
@@ -43,6 +43,11 @@ benchmarks: $(VENV)/installed
 
 instructions: $(VENV)/installed  # needs valgrind
 	$(PYTHON) benchmarks/instructions.py
+
+$(VENV)/installed_for_demo: pyproject.toml constraints.txt
+	test -e $(VENV)/installed || { python3 -m venv $(VENV) && \
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[offline,plots]'; }
+	touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
