@@ -63,7 +63,6 @@ def test_the_digest_is_that_of_the_parameters_and_not_of_their_product() -> None
 def test_what_torch_changes_is_decided_with_and_what_only_decides_stays_folded() -> None:
     route = fruit_route()
     before = route(request="an apple").probabilities
-    assert route.learned._head is None
     folded = route.learned.folded("fruit")
     assert route.deepcopy().learned.folded("fruit") is folded
     with torch.no_grad():
