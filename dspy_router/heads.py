@@ -97,7 +97,7 @@ class OptionHead(nn.Module):
         """The head as it decides; folded again only after a parameter has changed."""
         version = self._changes()
         if self._folded is None or self._folded[0] != version:
-            parameters = {name: tensor.detach().cpu().numpy() for name, tensor in self.state_dict().items()}
+            parameters = {name: _array(tensor) for name, tensor in self.state_dict().items()}
             self._folded = version, self.folded_form(parameters)
         return self._folded[1]
 
@@ -198,6 +198,12 @@ class OptionHead(nn.Module):
             other.requires_grad_(own.requires_grad)
         memo[id(self)] = copied
         return copied.train(self.training)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    found: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has none
+    return found
 
 
 def _count_fused_step(optimizer: Optimizer, *arguments: Any) -> None:
