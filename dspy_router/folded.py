@@ -20,9 +20,9 @@ PRIOR_SCALE = 5.0
 # Before training, cosines are sharpened by s / temperature = 20: on the training rows of CLINC150, BANKING77 and SNIPS
 # the probabilities are then within 0.05 of the truth (expected calibration error). Fitting sets it to 1.
 ZERO_SHOT_TEMPERATURE = 0.25
-# Numbers of a matrix that every release of OpenBLAS multiplies by a vector on one thread. It shares larger ones among
-# threads, which wait for each other on busy cores: 4,000 options then take 20 ms, and in such blocks 0.5.
-BLOCK = 8192
+# Numbers of a matrix beyond which it is multiplied by a vector in blocks, each of so few numbers that every release of
+# OpenBLAS takes one thread. Threads wait for each other on busy cores: 4,000 options then take 20 ms, in blocks 0.5.
+LARGE, BLOCK = 2**17, 2**13
 
 
 class FoldedHead:
@@ -137,11 +137,11 @@ class FoldedHead:
 
 
 def product(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """A matrix [k, d] times a vector [d], on one thread."""
-    rows = max(1, BLOCK // len(vector) // 4 * 4)  # a BLAS takes four at a time
-    if len(matrix) <= rows:
+    """A matrix [k, d] times a vector [d]; a large one on one thread."""
+    if matrix.size <= LARGE:
         found: np.ndarray = matrix @ vector
         return found
+    rows = max(1, BLOCK // len(vector) // 4 * 4)  # a BLAS takes four at a time
     whole = len(matrix) // rows * rows
     blocks = matrix[:whole].reshape(-1, rows, len(vector)) @ vector
     return np.concatenate([blocks.reshape(-1), matrix[whole:] @ vector])

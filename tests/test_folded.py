@@ -164,7 +164,7 @@ def test_threads_find_what_was_learned_while_its_form_changes() -> None:
     assert found == {"cherry"}
 
 
-@pytest.mark.parametrize("rows", [1, 40, 80, 3001])
+@pytest.mark.parametrize("rows", [1, 3000, 3001])
 def test_a_product_in_blocks_is_the_product(rows: int) -> None:
     matrix, vector = np.random.default_rng(0).standard_normal((rows, 200), np.float32), unit(25).reshape(-1)
     np.testing.assert_allclose(product(matrix, vector), matrix @ vector, atol=1e-4)
