@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from dspy_router.folded import PRIOR_SCALE, ZERO_SHOT_TEMPERATURE, FoldedHead
 
@@ -37,6 +38,7 @@ class OptionHead(nn.Module):
 
     fewest: ClassVar[int] = 2  # options
     folded_form: ClassVar[type[FoldedHead]] = FoldedHead
+    fused_steps: ClassVar[int] = 0  # of all optimizers
     option_vectors: Tensor
     scale: Tensor
     temperature: Tensor
@@ -54,7 +56,7 @@ class OptionHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(count, dimension))
         self.bias = nn.Parameter(torch.zeros(count))
         self.shared_map = nn.Parameter(torch.zeros(dimension, dimension))
-        self._folded: tuple[tuple[tuple[int, int], ...], FoldedHead] | None = None
+        self._folded: tuple[tuple[int, ...], FoldedHead] | None = None
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Logits [n, k] of input vectors [n, d]; differentiable in the head's parameters."""
@@ -95,16 +97,17 @@ class OptionHead(nn.Module):
         """The head as it decides; folded again only after a parameter has changed."""
         version = self._changes()
         if self._folded is None or self._folded[0] != version:
-            parameters = {name: tensor.detach().cpu().numpy() for name, tensor in self.state_dict().items()}
+            parameters = {name: _array(tensor) for name, tensor in self.state_dict().items()}
             self._folded = version, self.folded_form(parameters)
         return self._folded[1]
 
     @classmethod
     def unfolded(cls, folded: FoldedHead) -> "OptionHead":
         """The torch form of a head, with parameters of its own."""
-        parameters = {name: torch.tensor(value) for name, value in folded.parameters.items()}
-        head = cls(parameters["option_vectors"])
-        head.load_state_dict(parameters)
+        with torch.inference_mode(False):  # whose tensors could never be trained, nor their changes seen
+            parameters = {name: torch.tensor(value) for name, value in folded.parameters.items()}
+            head = cls(parameters["option_vectors"])
+            head.load_state_dict(parameters)
         return head
 
     def with_added(
@@ -179,10 +182,11 @@ class OptionHead(nn.Module):
                 other.get_buffer(name).copy_(buffer)
         return other
 
-    def _changes(self) -> tuple[tuple[int, int], ...]:
-        """Another one after every change of a parameter or buffer that torch counts."""
-        tensors = (*self._parameters.values(), *self._buffers.values())
-        return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors if tensor is not None)
+    def _changes(self) -> tuple[int, ...]:
+        """Another one after every change of a parameter or buffer that torch counts, and every fused step."""
+        tensors = [tensor for tensor in (*self._parameters.values(), *self._buffers.values()) if tensor is not None]
+        addresses, versions = (tensor.data_ptr() for tensor in tensors), (tensor._version for tensor in tensors)
+        return (OptionHead.fused_steps, *addresses, *versions)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_folded": None}
@@ -194,6 +198,20 @@ class OptionHead(nn.Module):
             other.requires_grad_(own.requires_grad)
         memo[id(self)] = copied
         return copied.train(self.training)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    found: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has none
+    return found
+
+
+def _count_fused_step(optimizer: Optimizer, *arguments: Any) -> None:
+    if any(group.get("fused") for group in optimizer.param_groups):
+        OptionHead.fused_steps += 1
+
+
+register_optimizer_step_post_hook(_count_fused_step)  # torch does not count what a fused step changes
 
 
 class RouteHead(nn.Module):

@@ -38,34 +38,34 @@ class RouteParameter(Parameter):
         self.origin = uuid.uuid4().hex  # the same in every copy, by which a copy is known
         self.record: TrainingRecord | None = None
         self.guard: GuardReport | None = None
-        # One of the two at most: the module, once there, is what may change.
-        self._head: RouteHead | None = None
-        self._folded: Mapping[str, FoldedHead] | None = None
+        # In one place, so that a thread finds either form, whatever another does meanwhile. A dict never changes.
+        self._heads: dict[str, FoldedHead] | RouteHead | None = None
 
     @property
     def head(self) -> "RouteHead":
         """The torch module; building it encodes the options' texts, unless that is done."""
-        if self._head is None:
+        heads = self._heads
+        if heads is None or isinstance(heads, dict):
             with _building:
-                if self._head is None:
-                    self._head = self._unfolded(self._folded or self._built())
-                    self._folded = None
-        return self._head
+                heads = self._heads
+                if heads is None or isinstance(heads, dict):
+                    heads = self._heads = self._unfolded(self._built() if heads is None else heads)
+        return heads
 
     def folded(self, field: str) -> "FoldedHead":
         """The head of a field as it decides."""
-        head, folded = self._head, self._folded
-        if head is None and folded is None:
+        heads = self._heads
+        if heads is None:
             with _building:
-                if self._head is None and self._folded is None:
-                    self._folded = self._built()
-                head, folded = self._head, self._folded
-        return head[field].folded() if head is not None else folded[field]  # type: ignore[index]
+                if self._heads is None:
+                    self._heads = self._built()
+                heads = self._heads
+        return heads[field] if isinstance(heads, dict) else heads[field].folded()
 
     @property
     def is_built(self) -> bool:
         """Whether the options' texts have been encoded, or a head was loaded."""
-        return self._head is not None or self._folded is not None
+        return self._heads is not None
 
     @property
     def digest(self) -> str:
@@ -74,14 +74,14 @@ class RouteParameter(Parameter):
 
     def replace(self, fields: Sequence[DecisionField], head: "RouteHead") -> None:
         """Decide among other options from now on."""
-        self.fields, self._head, self._folded = tuple(fields), head, None
+        self.fields, self._heads = tuple(fields), head
 
     async def build(self) -> None:
         """Build the head, unless it is there, and leave the event loop free meanwhile."""
         if not self.is_built:
             await asyncio.to_thread(self.folded, self.fields[0].name)
 
-    def _built(self) -> "Mapping[str, FoldedHead]":
+    def _built(self) -> "dict[str, FoldedHead]":
         from dspy_router.folded_lists import folded_form
 
         return {
@@ -125,7 +125,8 @@ class RouteParameter(Parameter):
         saved = parse_route_state(state, self.fields, self.encoder)
         if saved.network:
             self.encoder.take_weights(saved.network, self)  # type: ignore[attr-defined]
-        self._head, self._folded, self.record, self.guard = None, saved.heads, saved.record, saved.guard
+        with _building:  # a first decision in another thread may be building a head, which would come after this one
+            self._heads, self.record, self.guard = saved.heads, saved.record, saved.guard
 
     def __getstate__(self) -> dict[str, Any]:
         # A frozen encoder is pickled without its weights, so the head keeps what they were.
@@ -144,5 +145,6 @@ class RouteParameter(Parameter):
         memo[id(self)] = copied
         copied.origin = self.origin
         copied.record, copied.guard = self.record, self.guard
-        copied._head, copied._folded = copy.deepcopy(self._head, memo), self._folded  # a folded head never changes
+        heads = self._heads
+        copied._heads = heads if isinstance(heads, dict) else copy.deepcopy(heads, memo)
         return copied

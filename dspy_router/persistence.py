@@ -142,8 +142,7 @@ def parse_route_state(state: Any, fields: Sequence[DecisionField], encoder: Enco
     whole = {name: tensors.get(name, np.zeros(tensor.shape, np.float32)) for name, tensor in expected.items()}
     heads = {}
     for field, head in untrained.items():
-        with np.errstate(all="ignore"):
-            heads[field] = forms[field]({name: whole[f"{field}/{name}"] for name in head.parameters})
+        heads[field] = forms[field]({name: whole[f"{field}/{name}"] for name in head.parameters})
         _require_decidable(field, heads[field])
     network = {name: whole[f"{ENCODER}{name}"] for name in network_state(encoder)}
     record, guard = None, None

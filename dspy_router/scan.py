@@ -18,6 +18,7 @@ divides, by far less: rounding errors cancel.
 
 import numpy as np
 
+from dspy_router.folded import product
 from dspy_router.threads import threads_for
 
 FEWEST = 16_384  # options; fewer fit a cache, where float32 is as fast
@@ -58,8 +59,8 @@ class HalfPrecisionScan:
         reach = min((found - bounds).max(), np.partition(found, -LIKELIEST)[-LIKELIEST])
         near = np.flatnonzero(found + bounds >= reach)
         if len(near) > len(found) // 8:  # gathering their weights would take longer than reading all, in order
-            return self._weights @ vector + self._biases
-        found[near] = self._weights[near] @ vector + self._biases[near]
+            return product(self._weights, vector) + self._biases
+        found[near] = product(self._weights[near], vector) + self._biases[near]
         return found
 
 
