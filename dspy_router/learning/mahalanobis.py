@@ -3,8 +3,8 @@
     min_o [(x - μ_o)ᵀ C⁻¹ (x - μ_o)] - (x - μ)ᵀ G⁻¹ (x - μ)
 
 with the options' means μ_o and the mean μ of all rows, the covariance C within options, shared by them, and G of all
-rows (Ren et al. 2021, "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection"). C is shrunk as in Ledoit
-and Wolf 2004, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices", and G = C + B with the
+rows (Ren et al. 2021, "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection"). C is shrunk as in
+Ledoit and Wolf 2004, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices", and G = C + B with the
 covariance B of the options' means, as the total covariance is. Then C⁻¹ - G⁻¹ has no negative eigenvalue. If G were
 shrunk on its own, it would: where rows are few for their dimension, as an agent's steps are, inputs would count as the
 more familiar the farther they lie in directions in which training never went.
