@@ -39,8 +39,8 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
     Args:
         signature: Inputs and outputs. Each output is `Literal[...]`, `bool`, an `Enum`, `Choice[...]`, `Noul`,
             `Score[...]`, a `str` whose options come from `tools`, or a list of `Literal[...]`, `Enum` or such `str`:
-            any number of the options.
-        tools: `dspy.Tool`s, callables, names, `(name, description)` pairs or a name-to-description dict.
+            any number of the options. One output at most is a plain `str` or `list[str]`.
+        tools: `dspy.Tool`s, callables, names, `(name, description)` pairs, or a dict from name to description or tool.
         encoder: The name of a sentence-transformers model, an encoder, or a callable from a list of strings
             to an array; all-MiniLM-L6-v2 by default.
         fallback: Answers where the guard declines: any module with the route's inputs and outputs, usually the old

@@ -102,7 +102,7 @@ class RouteChanges:
 
         Args:
             tools: As for the class.
-            field: Which `str` or `list[str]` field's; needed only if there are several.
+            field: Which field's; by default that of the only `str` or `list[str]` output.
 
         Raises:
             RouteError: If a tool is there already, or the signature itself lists the field's options.
