@@ -44,7 +44,7 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
         encoder: The name of a sentence-transformers model, an encoder, or a callable from a list of strings
             to an array; all-MiniLM-L6-v2 by default.
         fallback: Answers where the guard declines: any module with the route's inputs and outputs, usually the old
-            planner.
+            planner, as in `replace_predictor(program, "planner", fallback=program.planner)`.
         on_abstain: Without a fallback, whether the outputs are then None (`"none"`) or an `AbstainError` is raised
             (`"raise"`).
         callbacks: DSPy callbacks of this module.
@@ -149,7 +149,9 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
             one field also `decision`, `probabilities` (name to float) and `confidence`. A declared field of
             such a name takes its place. A list `topics` has a decision for each option, `topics[billing]` between
             "True" and "False", and no `decision`; its `probabilities` are those of the options to be in it, its
-            `confidence` that of the whole list, the options taken as independent.
+            `confidence` that of the whole list, the options taken as independent. Where the guard declines, the
+            probabilities are the route's own all the same, and `confidence` is what they give to the option that the
+            fallback took, or without one to the likeliest.
         """
         return super().__call__(**self._checked(args, inputs))
 
