@@ -9,7 +9,7 @@ import dspy
 from dspy.signatures.signature import ensure_signature
 
 from dspy_router.deciding import Call, policies, read_call, settled
-from dspy_router.encoders.base import Encoder
+from dspy_router.encoders.base import Encoder, shortened
 from dspy_router.encoders.choose import as_encoder
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField, decision_fields, input_text
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dspy_router.guarding.auditing import Audit
     from dspy_router.heads import RouteHead
 
+LEARNED = "learned"  # the attribute by which DSPy names what a route saves
 OnAbstain = Literal["none", "raise"]
 # What `dspy.Predict` takes beside its inputs: meaningless to a route, accepted so that call sites need no change.
 PREDICT_ARGUMENTS = ("config", "demos", "lm", "signature")
@@ -222,6 +223,19 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
             raise RouteError(
                 f"{str(path)!r} is not the file of a saved route ({error!r}). Save the route again."
             ) from error
+
+    def load_state(self, state: dict[str, Any], **settings: Any) -> None:
+        """Take over a state that a route dumped, as every DSPy module does.
+
+        Raises:
+            RouteError: If it holds something else; the route is then unchanged.
+        """
+        if LEARNED not in state:
+            raise RouteError(
+                f"The state holds no route: it has no {LEARNED!r}, only {shortened(repr(list(state)), 200)}. Load a "
+                "file that route.save(...) wrote; the file of a program around a route is loaded by that program."
+            )
+        super().load_state(state, **settings)
 
     def text(self, inputs: Mapping[str, Any]) -> str:
         """The text the encoder reads for a call's inputs; the template is `dspy_router.fields.input_text`."""
