@@ -16,7 +16,7 @@ from dspy_router.errors import RouteError
 from dspy_router.guarding.guard_report import GuardReport
 from dspy_router.learning.risk import risk_threshold
 from dspy_router.optimizers.rollouts import check_examples, keyed, reward_of
-from dspy_router.optimizers.settings import Metric
+from dspy_router.optimizers.settings import Metric, check_metric, verdict
 from dspy_router.optimizers.sources import likely_texts
 from dspy_router.route import DifferentiableRoute
 from dspy_router.training_record import text_keys
@@ -36,6 +36,7 @@ def set_guard(
     seed: int,
 ) -> GuardReport:
     """What `DifferentiableRoute.guard` does; see there."""
+    check_metric(metric)
     check_examples(examples, "calibration examples")
     given = {name for example in examples for name in example.inputs()}
     if program is None and (strays := sorted(given - {*route.signature.input_fields, CANDIDATES})):
@@ -137,7 +138,7 @@ def calibration_rows(
 
 def _judged(metric: Metric, example: dspy.Example, prediction: Any, of_route: bool) -> Any:
     try:
-        return metric(example, prediction)
+        return verdict(metric, example, prediction)
     except (AttributeError, KeyError) as error:
         if not of_route:
             raise
