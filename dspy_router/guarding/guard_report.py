@@ -81,7 +81,7 @@ class GuardReport(RiskThreshold):
 
     @property
     def repetition(self) -> str:
-        """What has to be true of calibration rows that repeat one another; empty if fewer than half of them do."""
+        """What has to be true of calibration rows that repeat one another; empty if at least half of them differ."""
         if self.texts is None or 2 * self.texts >= self.rows:
             return ""
         return (
