@@ -60,7 +60,7 @@ def remove_tools(route: "DifferentiableRoute", names: Collection[str], field: st
 
 
 def _changed_field(route: "DifferentiableRoute", name: str | None) -> DecisionField:
-    open_ = [field for field in route.fields if field.one.annotation is str]
+    open_ = [field for field in route.fields if field.is_open]
     if name is None and len(open_) == 1:
         return open_[0]
     field = route.field(name) if name is not None else None

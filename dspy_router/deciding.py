@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 CANDIDATES = "candidates"  # the argument of a call that is no input, unless an input has that name
 _told_of_change: set[str] = set()
+_told_of_fallback: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,17 @@ def policies(route: "DifferentiableRoute", call: Call, vector: "np.ndarray") -> 
         logger.warning(
             "The head or the options of %r have changed since its guard was set: it goes on declining below %s, but "
             "promises nothing. Call guard() again.", route, guard.threshold,
+        )  # fmt: skip
+    if (
+        guard.fallback
+        and route.fallback is None
+        and route.on_abstain == "none"
+        and guard.heads not in _told_of_fallback
+    ):
+        _told_of_fallback.add(guard.heads)
+        logger.warning(
+            "The guard of %r was set with a fallback, and here there is none: what it declines is None. "
+            "Build the route as it was saved, with fallback=..., or with on_abstain='raise'.", route,
         )  # fmt: skip
     return Policies(call, found, score, guard.threshold is None or score < guard.threshold)
 

@@ -15,13 +15,15 @@ Of a list, every option that is in it is explained, or the likeliest if none is:
 
 Words. Each is left out in turn (Li, Monroe and Jurafsky 2016, "Understanding Neural Networks through Representation
 Erasure"), and the decision owes it the log-odds of the option against the runner-up that are lost. Of a text with more
-than `MOST_WORDS` words, runs of adjacent words are left out. What would have had to change is the smallest removal that
-changes the decision: of any one word, or of any set of the `MOST_REMOVED` words that spoke most for the option.
+than `MOST_WORDS` words, runs of adjacent words are left out. Of an agent's state (`dspy_router.agent.state.StepState`)
+the words are those of its values, so that what is left is a state too. What would have had to change is the smallest
+removal that changes the decision: of any one word, or of any set of the `MOST_REMOVED` words that spoke most for the
+option.
 
-That takes one batch of at most `MOST_WORDS` + 1 = 33 texts; and for a field that no single word changes, one of at most
-2⁵ - 1 - 5 = 26. They go through the encoder's cache, of which they are a small part: to explain a call again encodes
-nothing. With all-MiniLM-L6-v2 on one busy core a request of 6 words takes 0.1 s, of 24 words 0.5 s; a text that fills
-the encoder, some seconds.
+That takes one batch of at most `MOST_WORDS` + 1 = 33 texts, of a state one more for each value; and for a field that no
+single word changes, one of at most 2⁵ - 1 - 5 = 26. They go through the encoder's cache, of which they are a small
+part: to explain a call again encodes nothing. With all-MiniLM-L6-v2 on one busy core a request of 6 words takes 0.1 s,
+of 24 words 0.5 s; a text that fills the encoder, some seconds.
 """
 
 import math
@@ -33,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dspy_router.agent.state import StepState
 from dspy_router.deciding import Call, policies, read_call
 from dspy_router.decision_types import selected
 from dspy_router.explanation import Change, Explanation, FieldExplanation, Neighbour, WordEffect
@@ -52,6 +55,8 @@ MOST_WORDS = 32  # left out in turn
 MOST_REMOVED = 5  # at once
 LEAST = 1e-300  # a probability whose log-odds are finite
 WORD = re.compile(r"\w+(?:['’\-]\w+)*")
+JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(:?)')  # a name, with the colon behind it, or a value
+JSON_ESCAPE = re.compile(r"\\(?:u[0-9a-f]{4}|.)")
 
 Span = tuple[int, int]
 
@@ -81,8 +86,9 @@ def explain(route: "DifferentiableRoute", inputs: Mapping[str, Any]) -> Explanat
 def word_spans(text: str, inputs: Collection[str] = ()) -> list[Span]:
     r"""Where each word of a text begins and ends, or each run of adjacent words if they are more than `MOST_WORDS`.
 
-    Of several inputs, the names that the route's template puts before the values are no words. A script without
-    spaces between words has one word from one punctuation mark to the next.
+    Of several inputs, the names that the route's template puts before the values are no words, nor are those of a
+    `StepState`, and no run goes from one of its values to the next. A script without spaces between words has one word
+    from one punctuation mark to the next.
 
     Args:
         text: What the encoder reads.
@@ -95,9 +101,13 @@ def word_spans(text: str, inputs: Collection[str] = ()) -> list[Span]:
     """
     template = rf"^(?:{'|'.join(inputs)})(?=: )" if len(inputs) > 1 else "(?!)"
     labels = {match.span() for match in re.finditer(template, text, re.MULTILINE)}
-    spans = [match.span() for match in WORD.finditer(text) if match.span() not in labels]
-    together = math.ceil(len(spans) / MOST_WORDS)
-    runs = [spans[first : first + together] for first in range(0, len(spans), together or 1)]
+    values, read = [(0, len(text))], text
+    if StepState.from_text(text) is not None:
+        values = [match.span(1) for match in JSON_STRING.finditer(text) if not match[2]]
+        read = JSON_ESCAPE.sub(lambda match: " " * len(match[0]), text)
+    found = [[match.span() for match in WORD.finditer(read, *value) if match.span() not in labels] for value in values]
+    together = max(math.ceil(sum(map(len, found)) / MOST_WORDS), 1)
+    runs = [spans[first : first + together] for spans in found for first in range(0, len(spans), together)]
     return [(run[0][0], run[-1][1]) for run in runs]
 
 

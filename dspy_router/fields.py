@@ -1,6 +1,7 @@
 """From a DSPy signature to the decisions a route makes for it, and from call inputs to the text it reads."""
 
 import enum
+import logging
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from dspy_router.options import Option, Tools, parse_tools, require_distinct
 
 if TYPE_CHECKING:
     import numpy as np
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class DecisionField:
     def one(self) -> FieldInfo:
         """How a single option is declared."""
         return self.info
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its options come from tools."""
+        return self.one.annotation is str
 
     @property
     def output(self) -> str:
@@ -148,12 +156,12 @@ def declared_field(name: str, info: FieldInfo) -> DecisionField:
 def decision_fields(signature: type[dspy.Signature], tools: Tools | None = None) -> tuple[DecisionField, ...]:
     """The decisions a signature asks for.
 
-    `tools` are the options of every plain `str` output. For a field that lists its options itself, tools
-    of the same name describe them.
+    `tools` are the options of the one output that is a plain `str` or `list[str]`. For a field that lists its options
+    itself, tools of the same name describe them.
 
     Raises:
-        RouteError: If an output is no decision, a field has fewer than two options, two options share a
-            name, or a tool belongs to no field.
+        RouteError: If an output is no decision, several are plain `str` or `list[str]`, a field has fewer than two
+            options, two options share a name, or a tool belongs to no field.
 
     Example:
         >>> from typing import Literal
@@ -171,7 +179,7 @@ def decision_fields(signature: type[dspy.Signature], tools: Tools | None = None)
     fields = []
     for name, info in signature.output_fields.items():
         field = declared_field(name, info)
-        if field.one.annotation is str:
+        if field.is_open:
             options = described
             if not options:
                 declared_as = "list[Literal[...]]" if field.several else "Literal[...]"
@@ -190,6 +198,7 @@ def decision_fields(signature: type[dspy.Signature], tools: Tools | None = None)
                     "with a signature of their own."
                 )
             options = tuple(_described(option, by_name) for option in declared)
+            _warn_of_undescribed(name, options, by_name)
         used.update(option.name for option in options)
         if len(options) < field.fewest:
             raise RouteError(
@@ -198,6 +207,12 @@ def decision_fields(signature: type[dspy.Signature], tools: Tools | None = None)
             )
         require_distinct(options, f"Output field {name!r}")
         fields.append(replace(field, options=options))
+    if len(open_ := [field.name for field in fields if field.is_open]) > 1:
+        raise RouteError(
+            f"The output fields {open_} are all plain str or list[str], and tools= are the options of one such field. "
+            "Free text needs an LM: keep a dspy.Predict for it. Where several are choices, declare each with its "
+            'options, as Literal["search", "mail"] or a list of it; tools of those names describe them.'
+        )
     if strays := [name for name in by_name if name not in used]:
         raise RouteError(
             f"Tools {strays} are no option of any output field; the fields list "
@@ -248,6 +263,16 @@ def _described(option: Option, by_name: Mapping[str, Option]) -> Option:
         arguments=tool.arguments,
         argument_descriptions=tool.argument_descriptions,
     )
+
+
+def _warn_of_undescribed(name: str, options: Sequence[Option], by_name: Mapping[str, Option]) -> None:
+    """Say which options no tool describes where tools describe others of the field."""
+    bare = [option.name for option in options if option.name not in by_name and not option.description]
+    if bare and any(option.name in by_name for option in options):
+        logger.warning(
+            "No tool describes %s of the output field %r: before training the route knows them by their names alone. "
+            "Give tools of these names too.", bare, name,
+        )  # fmt: skip
 
 
 def _enum_options(annotation: Any) -> tuple[Option, ...] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from dspy_router.errors import RouteError
-from dspy_router.tool_formats import describe_tool, one_line
+from dspy_router.tool_formats import ToolDescription, describe_tool, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +118,7 @@ def words(name: str) -> str:
 
 
 # What `describe_tool` reads, names and pairs. The types of MCP and LangChain are not named: neither is a dependency.
-Tools = Iterable["dspy.Tool | Callable[..., Any] | Mapping[str, Any] | str | tuple[str, str] | Any"] | Mapping[str, str]
+Tools = Iterable["dspy.Tool | Callable[..., Any] | Mapping[str, Any] | str | tuple[str, str] | Any"] | Mapping[str, Any]
 
 
 def parse_tools(tools: Tools) -> tuple[Option, ...]:
@@ -126,8 +126,8 @@ def parse_tools(tools: Tools) -> tuple[Option, ...]:
 
     Args:
         tools: `dspy.Tool`s, callables (their docstring and arguments describe them), tools of MCP and LangChain,
-            JSON schemas of functions, names, `(name, description)` pairs, or a mapping from name to description.
-            Forms may be mixed.
+            JSON schemas of functions, names, `(name, description)` pairs, or a mapping from name to description or
+            tool; a tool then goes by that name. Forms may be mixed.
 
     Raises:
         RouteError: If there are no tools, an entry has another form or, as a lambda, no name, or two share a name.
@@ -151,27 +151,30 @@ def _parse_tool(entry: Any) -> Option:
         if not entry.strip():
             raise RouteError(f"A tool's name is empty: {entry!r}. Give every tool a name.")
         return Option(entry, value=entry)
-    if isinstance(entry, tuple) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
-        return Option(entry[0], one_line(entry[1]), value=entry[0])
-    described = describe_tool(entry)
-    if described is None:
+    name, tool = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, entry)
+    if isinstance(name, str) and isinstance(tool, str):
+        described: ToolDescription | None = ToolDescription(name, one_line(tool), {})
+    else:
+        described = describe_tool(tool)
+    if described is None or not isinstance(name, str | None):
         raise RouteError(
             f"{entry!r} is not a tool. Give a dspy.Tool, a callable, a tool of MCP or LangChain, a JSON schema with a "
-            "name, a name, a (name, description) pair, or a name-to-description dict."
+            "name, a name, a (name, description) pair, or a dict from name to description or tool."
         )
-    if not described.name.strip():
+    name = described.name if name is None else name
+    if not name.strip():
         raise RouteError(f"A tool's name is empty: {entry!r}. Give every tool a name.")
-    if described.name == "<lambda>" or isinstance(entry, partial):
+    if isinstance(tool, partial) or (entry is tool and name == "<lambda>"):
         raise RouteError(
-            f"{entry!r} has no name of its own to decide by. Give a function made with def, or "
+            f"{entry!r} has no name of its own to decide by, or no description. Give a function made with def, or "
             'dspy.Tool(function, name="search", desc="Look it up.").'
         )
     said = tuple(described.arguments.values())
     return Option(
-        described.name,
+        name,
         described.description,
         tuple(described.arguments),
-        described.name,
+        name,
         argument_descriptions=said if any(said) else (),
     )
 

@@ -246,7 +246,8 @@ def _require_same_options(saved: Any, fields: Sequence[DecisionField]) -> None:
         said, here = (repr(shortened(names[place])) if place < len(names) else "nothing" for names in (found, own))
         raise RouteError(
             f"The saved route decides {field.name!r} among {len(found)} options, this one among {len(own)}: option "
-            f"{place + 1} was {said}, here it is {here}. {advice}"
+            f"{place + 1} was {said}, here it is {here}. {advice} Tools that were added or removed after it was built "
+            "have to be so again before load(...), or left to the tools= it is built with."
         )
 
 

@@ -164,7 +164,10 @@ def _way_out(asked: type[dspy.Signature], tools: Tools | None, kept: list[str]) 
             "None of its outputs is a decision: declare what is chosen as Literal[...] (of a dspy.ToolCalls, the "
             "tool's name), and what is written for it as other fields, which keep_lm=True leaves to the LM."
         )
-    return f"Or keep the LM for what a route cannot decide: keep_lm={[*kept, *free]}." if free else ""
+    if free:
+        return f"Or keep the LM for what a route cannot decide: keep_lm={[*kept, *free]}."
+    open_ = [name for name in _undecidable(asked) if outputs[name].annotation in (str, list[str])]
+    return f"Or keep the LM for all of them but one: keep_lm={[*kept, *open_[1:]]}, say." if len(open_) > 1 else ""
 
 
 @dataclass(frozen=True)

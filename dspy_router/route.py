@@ -9,7 +9,7 @@ import dspy
 from dspy.signatures.signature import ensure_signature
 
 from dspy_router.deciding import Call, policies, read_call, settled
-from dspy_router.encoders.base import Encoder
+from dspy_router.encoders.base import Encoder, shortened
 from dspy_router.encoders.choose import as_encoder
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField, decision_fields, input_text
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dspy_router.guarding.auditing import Audit
     from dspy_router.heads import RouteHead
 
+LEARNED = "learned"  # the attribute by which DSPy names what a route saves
 OnAbstain = Literal["none", "raise"]
 # What `dspy.Predict` takes beside its inputs: meaningless to a route, accepted so that call sites need no change.
 PREDICT_ARGUMENTS = ("config", "demos", "lm", "signature")
@@ -39,12 +40,12 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
     Args:
         signature: Inputs and outputs. Each output is `Literal[...]`, `bool`, an `Enum`, `Choice[...]`, `Noul`,
             `Score[...]`, a `str` whose options come from `tools`, or a list of `Literal[...]`, `Enum` or such `str`:
-            any number of the options.
-        tools: `dspy.Tool`s, callables, names, `(name, description)` pairs or a name-to-description dict.
+            any number of the options. One output at most is a plain `str` or `list[str]`.
+        tools: `dspy.Tool`s, callables, names, `(name, description)` pairs, or a dict from name to description or tool.
         encoder: The name of a sentence-transformers model, an encoder, or a callable from a list of strings
             to an array; all-MiniLM-L6-v2 by default.
         fallback: Answers where the guard declines: any module with the route's inputs and outputs, usually the old
-            planner.
+            planner, as in `replace_predictor(program, "planner", fallback=program.planner)`.
         on_abstain: Without a fallback, whether the outputs are then None (`"none"`) or an `AbstainError` is raised
             (`"raise"`).
         callbacks: DSPy callbacks of this module.
@@ -149,7 +150,9 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
             one field also `decision`, `probabilities` (name to float) and `confidence`. A declared field of
             such a name takes its place. A list `topics` has a decision for each option, `topics[billing]` between
             "True" and "False", and no `decision`; its `probabilities` are those of the options to be in it, its
-            `confidence` that of the whole list, the options taken as independent.
+            `confidence` that of the whole list, the options taken as independent. Where the guard declines, the
+            probabilities are the route's own all the same, and `confidence` is what they give to the option that the
+            fallback took, or without one to the likeliest.
         """
         return super().__call__(**self._checked(args, inputs))
 
@@ -220,6 +223,19 @@ class DifferentiableRoute(RouteQueries, RouteChanges, dspy.Module):
             raise RouteError(
                 f"{str(path)!r} is not the file of a saved route ({error!r}). Save the route again."
             ) from error
+
+    def load_state(self, state: dict[str, Any], **settings: Any) -> None:
+        """Take over a state that a route dumped, as every DSPy module does.
+
+        Raises:
+            RouteError: If it holds something else; the route is then unchanged.
+        """
+        if LEARNED not in state:
+            raise RouteError(
+                f"The state holds no route: it has no {LEARNED!r}, only {shortened(repr(list(state)), 200)}. Load a "
+                "file that route.save(...) wrote; the file of a program around a route is loaded by that program."
+            )
+        super().load_state(state, **settings)
 
     def text(self, inputs: Mapping[str, Any]) -> str:
         """The text the encoder reads for a call's inputs; the template is `dspy_router.fields.input_text`."""

@@ -37,9 +37,14 @@ class RouteChanges:
         promise stand in `dspy_router.learning.risk`. The guard is saved with the route, and lasts until the next one
         or the next training; after a change of the options it declines as before and promises nothing.
 
+        What is declined goes to the route's `fallback`. Without one the outputs are None, and the program around the
+        route has to do with that; `replace_predictor(program, "planner", ..., fallback=program.planner)` has the old
+        planner answer instead.
+
         Args:
             examples: Calibration examples with inputs, drawn as future requests will be, that nothing was trained or
-                chosen on. Some hundreds at least.
+                chosen on. Some hundreds at least. If requests that were in training are dropped from such a draw, the
+                promise is about requests that were not; rows copied to have more of them break it.
             metric: `metric(example, prediction)`, in [0, 1].
             risk: Most that kept decisions may lose on average, in (0, 1).
             delta: Probability with which that may fail, in (0, 1).
@@ -51,8 +56,8 @@ class RouteChanges:
             What was found. Without a qualifying threshold the route declines everything.
 
         Raises:
-            RouteError: If there are too few examples for the promise, the route was trained on one, or the metric is
-                not in [0, 1].
+            RouteError: If there are too few examples for the promise, the route was trained on some, or the metric is
+                not in [0, 1] or needs more than the route's own prediction, without `program`.
         """
         from dspy_router.guarding.guard import set_guard
 
@@ -102,7 +107,7 @@ class RouteChanges:
 
         Args:
             tools: As for the class.
-            field: Which `str` or `list[str]` field's; needed only if there are several.
+            field: Which field's; by default that of the only `str` or `list[str]` output.
 
         Raises:
             RouteError: If a tool is there already, or the signature itself lists the field's options.

@@ -83,6 +83,19 @@ def test_a_changed_route_is_saved_with_its_tools(trained: DifferentiableRoute, t
     assert np.array_equal(logits(fresh, texts), logits(again, texts))
 
 
+def test_a_changed_route_is_loaded_into_one_changed_likewise(trained: DifferentiableRoute, tmp_path: Path) -> None:
+    route = trained.deepcopy()
+    route.add_tools(["pay_bill"])
+    route.save(tmp_path / "route.json")
+    fresh = DifferentiableRoute("request -> tool", tools=NAMES[:6], encoder=bag_of_words)
+    with pytest.raises(RouteError, match=r"option 7 was 'pay_bill', here it is nothing.* again before load\(\.\.\.\)"):
+        fresh.load(tmp_path / "route.json")
+    fresh.add_tools(["pay_bill"])
+    fresh.load(tmp_path / "route.json")
+    texts = [example.request for example in tool_requests(NAMES[:7], 40, seed=3)]
+    assert np.array_equal(logits(fresh, texts), logits(route, texts))
+
+
 def test_an_untrained_route_takes_tools_by_their_descriptions() -> None:
     route = fruit_route()
     route.add_tools({"date": "A sweet brown fruit."})

@@ -10,7 +10,9 @@ import pytest
 from dspy.adapters.types.decision import Score
 
 from dspy_router import DifferentiableRoute, RouteError, RouteFinetune, SentenceEncoder, record_decisions
+from dspy_router.agent.state import StepState
 from dspy_router.encoders.function import FunctionEncoder
+from dspy_router.encoders.step import StepEncoder
 from dspy_router.explaining import MOST_REMOVED, MOST_WORDS, NEIGHBOURS, head_space, without, word_spans
 from dspy_router.explanation import Explanation, FieldExplanation
 from tests.conftest import bag_of_words
@@ -218,6 +220,26 @@ def test_a_long_text_costs_no_more_batches_and_the_second_time_nothing() -> None
     encoded.clear()
     assert of_fruit(route, text) == explained
     assert encoded == []
+
+
+@pytest.mark.parametrize("length", [1, 20])
+def test_what_is_left_of_an_agents_state_is_a_state(length: int) -> None:
+    asked, found = 'Who said "calls: false"?\n\tAnna ' * length, "Anna's friend\u0001 Ruth did. " * length
+    text = StepState(asked).after("search", found, failed=True).to_text()
+    spans = word_spans(text, ["state"])
+    said = " ".join(text[start:end] for start, end in spans)
+    if length == 1:
+        assert said == "Who said calls false Anna Anna's friend Ruth did search"
+    assert len(spans) <= MOST_WORDS + 3
+    for span in spans:
+        left = StepState.from_text(without(text, [span]))
+        assert left is not None
+        assert left.failed
+    assert StepState.from_text(without(text, spans)) == StepState.from_text(without(text, spans[::-1]))
+    route = DifferentiableRoute(
+        "state -> tool", tools=["search", "finish"], encoder=StepEncoder(bag_of_words, ["search"])
+    )
+    assert [word.word for word in route.explain(state=text).fields["tool"].words] == [text[slice(*s)] for s in spans]
 
 
 def test_names_of_inputs_are_no_words() -> None:

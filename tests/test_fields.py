@@ -87,6 +87,8 @@ def test_one_and_true_are_different_labels() -> None:
         ("text -> items: list[str]", None, r"'items' is a plain list\[str\]"),
         ("text -> kind: Literal['a']", None, "'kind' has one option, 'a'"),
         ("text -> tool", ["a"], "'tool' has one option"),
+        ("text -> tool, query", ["a", "b"], r"\['tool', 'query'\] are all plain str.*Free text needs an LM"),
+        ("text -> tool, words: list[str]", ["a", "b"], r"\['tool', 'words'\] are all plain str or list\[str\]"),
         ("text -> kind: Literal['a', 'b']", ["c", "d"], r"Tools \['c', 'd'\] are no option"),
     ],
 )
@@ -139,6 +141,23 @@ def test_a_boolean_without_criteria_is_described_by_its_desc_or_its_name() -> No
 def test_tools_describe_the_options_of_a_literal() -> None:
     fields = decision_fields(dspy.Signature("text -> kind: Literal['a', 'b']"), {"a": "The first."})
     assert [option.description for option in fields[0].options] == ["The first.", ""]
+
+
+def test_options_that_no_tool_describes_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    signature = dspy.Signature("text -> tool: Literal['search', 'mail', 'none'], urgent: bool")
+    decision_fields(signature, {"search": "Look up.", "mail": "Send mail."})
+    [record] = caplog.records
+    assert record.getMessage().startswith("No tool describes ['none'] of the output field 'tool'")
+    caplog.clear()
+    decision_fields(signature, {"search": "Look up.", "mail": "Send mail.", "none": "Anything else."})
+    decision_fields(signature)
+    assert not caplog.records
+
+
+def test_several_choices_among_the_same_tools_are_declared() -> None:
+    signature = dspy.Signature("text -> first: Literal['search', 'mail'], second: Literal['search', 'mail']")
+    fields = decision_fields(signature, {"search": "Look up.", "mail": "Send mail."})
+    assert [field.options[0].description for field in fields] == ["Look up.", "Look up."]
 
 
 def test_one_input_is_used_as_it_is_and_several_are_joined() -> None:

@@ -28,6 +28,23 @@ def test_every_form_of_tool_is_read() -> None:
     assert parse_tools({"map": "Find the way."})[0].description == "Find the way."
 
 
+def test_a_mapping_names_the_tools_in_it() -> None:
+    tools = {
+        "look_up": search,
+        "find": dspy.Tool(search, desc="Find it."),
+        "map": "Find the way.",
+        "echo": lambda text: text,
+        "ring": {"name": "bell", "description": "Ring it."},
+    }
+    assert [(option.name, option.value, option.description, option.arguments) for option in parse_tools(tools)] == [
+        ("look_up", "look_up", "Find pages. On the web.", ("query", "limit")),
+        ("find", "find", "Find it.", ("query", "limit")),
+        ("map", "map", "Find the way.", ()),
+        ("echo", "echo", "", ("text",)),
+        ("ring", "ring", "Ring it.", ()),
+    ]
+
+
 def test_a_callable_object_is_a_tool() -> None:
     class Ring:
         """Ring the bell."""
@@ -47,6 +64,10 @@ def test_a_callable_object_is_a_tool() -> None:
         (["a", "b", "a"], "two options named 'a'"),
         (["a", ""], "name is empty"),
         ([3, 4], "3 is not a tool"),
+        ({"a": 3}, r"\('a', 3\) is not a tool"),
+        ({" ": "b"}, "name is empty"),
+        ({"few": partial(search, limit=5)}, "no description"),
+        ({3: search}, "3, .* is not a tool"),
         ([search, lambda query: query], "has no name of its own"),
         ([search, dspy.Tool(lambda query: query)], "has no name of its own"),
         ([search, partial(search, limit=5)], "has no name of its own"),

@@ -217,6 +217,14 @@ def test_one_tool_for_a_plain_str_is_not_taken_for_free_text() -> None:
         replace_predictor(dspy.Predict("text -> tool"), "self", ["search"], encoder=bag_of_words)
 
 
+def test_several_outputs_that_could_be_tools_are_named() -> None:
+    planner = dspy.Predict("text -> tool: str, query: str, note: bool")
+    with pytest.raises(RouteError, match=r"\['tool', 'query'\] are all plain str.* keep_lm=\['query'\], say\.$"):
+        replace_predictor(planner, "self", ["search", "mail"], encoder=bag_of_words)
+    routed = replace_predictor(planner, "self", ["search", "mail"], keep_lm=["query"], encoder=bag_of_words)
+    assert [field.name for field in routed.route.fields] == ["tool", "note"]
+
+
 def test_tools_describe_the_planners_options() -> None:
     routed = replace_predictor(
         PlannedShop(), "clerk", tools={"apple": "for pie and cider", "banana": "to split", "cherry": "with a stone"},

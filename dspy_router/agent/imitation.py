@@ -76,7 +76,7 @@ def imitation_rows(
 
     Args:
         episodes: Recorded runs.
-        candidates: The route's options: the tools and, for `RoutedAgent`, `"finish"`.
+        candidates: The route's options: the tools. `"finish"` is one of them where a step chose it.
         field: The output field that the route decides.
         route: The route's name in its program, if several decide such a field.
         failed: What a step counts whose run earned nothing, in [0, 1]; 1 weights no run. Rows without weight are left
@@ -87,13 +87,15 @@ def imitation_rows(
 
     Example:
         >>> steps = (Step(StepState("How far?"), "map"), Step(StepState("How far?").after("map", "12 km"), "finish"))
-        >>> rows = imitation_rows([Episode("1", "1/0", 0.5, steps)], candidates=["map", "finish"], failed=0.2)
+        >>> rows = imitation_rows([Episode("1", "1/0", 0.5, steps)], candidates=["map"], failed=0.2)
         >>> [(row.chosen, round(row.weight, 1)) for row in rows]
         [('map', 0.6), ('finish', 0.6)]
     """
     if not 0 <= failed <= 1:
         raise RouteError(f"failed={failed!r} is no weight of failed runs; give a number in [0, 1].")
-    names = tuple(candidates)
+    episodes, names = list(episodes), tuple(candidates)
+    if FINISH not in names and any(step.chosen == FINISH for episode in episodes for step in episode.steps):
+        names = (*names, FINISH)
     rows = []
     for episode in episodes:
         weight = failed + (1 - failed) * episode.reward
@@ -193,7 +195,10 @@ _Call = tuple[str, Mapping[str, Any], Any, bool]  # name, arguments, result, whe
 
 def _react_calls(prediction: Mapping[str, Any]) -> list[_Call]:
     if "trajectory" not in prediction:
-        raise RouteError(f"The prediction has neither a trajectory nor a history, only {list(prediction.keys())}.")
+        advice = ' A trajectory alone is given as {"trajectory": ...}.' if "tool_name_0" in prediction else ""
+        raise RouteError(
+            f"The prediction has neither a trajectory nor a history, only {list(prediction.keys())}.{advice}"
+        )
     trajectory = prediction["trajectory"]
     numbers = sorted(int(key.removeprefix("tool_name_")) for key in trajectory if re.fullmatch(r"tool_name_\d+", key))
     if numbers != list(range(len(numbers))):

@@ -8,6 +8,7 @@ import dspy
 from dspy_router.deciding import Call
 from dspy_router.errors import RouteError
 from dspy_router.optimizers.rollouts import reward_of
+from dspy_router.optimizers.settings import check_metric, verdict
 
 if TYPE_CHECKING:
     from dspy_router.route import DifferentiableRoute
@@ -24,6 +25,8 @@ def check_judge(route: "DifferentiableRoute", judge: Any) -> None:
     """
     if judge not in (FALLBACK, REWARDS) and not callable(judge):
         raise RouteError(f"judge={judge!r}: give {FALLBACK!r}, {REWARDS!r} or a metric(example, prediction).")
+    if callable(judge):
+        check_metric(judge)
     if judge == FALLBACK and route.fallback is None:
         raise RouteError(
             f"judge={FALLBACK!r}, but {route!r} has no fallback. Give the route one, or judge={REWARDS!r} and tell "
@@ -47,7 +50,7 @@ def judged_loss(judge: Judge, route: "DifferentiableRoute", call: Call, predicti
     # What a judge calls is no part of the program's run: neither its trace nor its record of decisions.
     with dspy.context(trace=[], _route_recorders=()):
         if callable(judge):
-            return loss_of(judge(dspy.Example(**call.inputs).with_inputs(*call.inputs), prediction))
+            return loss_of(verdict(judge, dspy.Example(**call.inputs).with_inputs(*call.inputs), prediction))
         assert route.fallback is not None
         return _disagreement(route, prediction, route.fallback(**call.inputs))
 

@@ -10,7 +10,7 @@ import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
 
 from dspy_router.errors import RouteError
-from dspy_router.optimizers.settings import AutoBudget, CostUnit, FinetuneSettings, Metric
+from dspy_router.optimizers.settings import AutoBudget, CostUnit, FinetuneSettings, Metric, check_metric
 
 if TYPE_CHECKING:
     from dspy_router.feedback import Feedback
@@ -24,8 +24,9 @@ class RouteFinetune(Teleprompter):
     Rollouts are paid only for examples that neither a label, nor a log, nor the teacher settles.
 
     Args:
-        metric: `metric(example, prediction)` returns a bool, a number or a `dspy.Prediction` with `score`. It
-            scores rollouts, filters the teacher's runs and guards the result on the validation set.
+        metric: `metric(example, prediction)`, or with `trace` as third argument, returns a bool, a number or a
+            `dspy.Prediction` with `score`. It scores rollouts, filters the teacher's runs and guards the result on the
+            validation set.
         max_metric_calls: Most runs scored by the metric: rollouts, the teacher's, and the two passes over the
             validation set. By default twice the examples to explore, and those passes.
         auto: Instead of `max_metric_calls`, the number of calls `dspy.GEPA(auto=...)` allows itself for as many
@@ -87,6 +88,8 @@ class RouteFinetune(Teleprompter):
         executor: "Executor | None" = None,
     ) -> None:
         super().__init__()
+        if metric is not None:
+            check_metric(metric)
         if max_metric_calls is not None and max_metric_calls < 0:
             raise RouteError(f"max_metric_calls={max_metric_calls} is negative; give a number of rollouts.")
         if auto is not None and max_metric_calls is not None:

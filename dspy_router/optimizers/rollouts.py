@@ -21,7 +21,7 @@ from dspy_router.errors import RouteError
 from dspy_router.optimizers.executors import Executor, LostExecutorError, ThreadExecutor
 from dspy_router.optimizers.override import RunOverride, Site, SiteDecision, route_names
 from dspy_router.optimizers.rollout_log import RolloutLog
-from dspy_router.optimizers.settings import Metric
+from dspy_router.optimizers.settings import Metric, verdict
 from dspy_router.route import DifferentiableRoute
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class ScoredProgram:
             try:
                 prediction = self.program(**keyed.example.inputs())
                 if self.metric is not None:
-                    reward = reward_of(self.metric(keyed.example, prediction))
+                    reward = reward_of(verdict(self.metric, keyed.example, prediction))
             except RewardError as raised:
                 reward, error = None, str(raised)
             except Exception as raised:

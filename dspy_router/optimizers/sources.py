@@ -21,7 +21,7 @@ from dspy_router.fields import DecisionField
 from dspy_router.optimizers.override import Site
 from dspy_router.optimizers.rollouts import Job, KeyedExample, RolloutRunner, reward_of
 from dspy_router.optimizers.runs import decided_fields
-from dspy_router.optimizers.settings import Metric
+from dspy_router.optimizers.settings import Metric, verdict
 from dspy_router.route import DifferentiableRoute
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def teacher_feedback(
             with dspy.context(trace=[]), recording(seen), recorded_probabilities() as evidence:
                 prediction = teacher(**example.inputs())
                 trace = list(dspy.settings.trace)
-                score = 1.0 if metric is None else reward_of(metric(example, prediction, trace))
+                score = 1.0 if metric is None else reward_of(verdict(metric, example, prediction, trace))
         except Exception as raised:
             with lock:
                 errors.append(f"{type(raised).__name__}: {raised}")

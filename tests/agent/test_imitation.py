@@ -78,7 +78,12 @@ def test_a_react_v2_run_gives_the_same_steps() -> None:
 
 def test_a_trajectory_that_was_cut_or_is_missing_is_refused() -> None:
     cut = {"trajectory": {"tool_name_1": "search", "tool_args_1": {}, "observation_1": "so"}}
-    for prediction, message in ((cut, r"holds the steps \[1\]"), ({"answer": "so"}, "neither a trajectory")):
+    bare = {"tool_name_0": "search", "tool_args_0": {}, "observation_0": "so"}
+    for prediction, message in (
+        (cut, r"holds the steps \[1\]"),
+        ({"answer": "so"}, r"neither a trajectory nor a history, only \['answer'\]\.$"),
+        (bare, r'given as \{"trajectory": \.\.\.\}'),
+    ):
         with pytest.raises(RouteError, match=message):
             react_episode("question -> answer", {"question": REQUEST}, prediction, task="1", reward=1.0)
 
@@ -97,6 +102,14 @@ def test_rows_are_weighted_by_their_runs_reward() -> None:
     assert weights == {"a/0": 1.0, "b/0": 0.5}
     weights = {row.run: row.weight for row in imitation_rows(episodes, candidates=NAMES, failed=1.0)}
     assert weights == {"a/0": 1.0, "b/0": 1.0, "c/0": 1.0}
+
+
+def test_to_finish_is_a_candidate_where_a_run_did() -> None:
+    rows = imitation_rows([episode("a", "search", 1.0)], candidates=["search", "calculator"])
+    assert {row.candidates for row in rows} == {("search", "calculator", "finish")}
+    assert rows == imitation_rows([episode("a", "search", 1.0)], candidates=NAMES)
+    replies = [Episode("a", "a/0", 1.0, (Step(StepState("hello"), "reply"),))]
+    assert imitation_rows(replies, candidates=["search", "reply"])[0].candidates == ("search", "reply")
 
 
 def test_a_route_learns_the_steps_and_from_good_runs_more(tmp_path: object) -> None:

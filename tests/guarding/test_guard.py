@@ -10,12 +10,13 @@ import dspy
 import numpy as np
 import pytest
 
-from dspy_router import DifferentiableRoute, RouteError, RouteFinetune, record_decisions
+from dspy_router import DifferentiableRoute, RouteError, RouteFinetune, deciding, record_decisions, replace_predictor
 from dspy_router.errors import AbstainError
 from dspy_router.feedback import read_feedback
 from dspy_router.overrides import explore_decisions
 from tests.conftest import bag_of_words
-from tests.programs import FRUIT, HINTS, OTHER, Shop, fruit_requests, fruit_route, right_fruit
+from tests.programs import FRUIT, HINTS, OTHER, PlannedShop, Shop, fruit_requests, fruit_route, right_fruit
+from tests.tutorial_programs import writes
 
 STRANGE = ["weather", "taxi", "poem", "invoice", "bridge", "violin", "comet", "sock"]
 
@@ -162,6 +163,50 @@ def test_nobody_learns_from_what_was_declined(trained: DifferentiableRoute, tmp_
     assert [row.text for row in read_feedback(tmp_path / "log.jsonl")] == ["pie please now a"]
 
 
+def test_a_guard_set_with_a_fallback_says_so_where_there_is_none(
+    trained: DifferentiableRoute, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guarded(trained, fallback=Planner()).save(tmp_path / "route.json")
+    deciding._told_of_fallback.clear()  # each route's guard is told of once in a process, and tests share theirs
+    for settings, told in [({"fallback": Planner()}, 0), ({"on_abstain": "raise"}, 0), ({}, 1)]:
+        fresh = fruit_route(**settings)
+        fresh.load(tmp_path / "route.json")
+        for request in ("pie please now a", "cider please now a"):
+            fresh(request=request)
+        said = [record for record in caplog.records if "was set with a fallback" in record.getMessage()]
+        assert len(said) == told, settings
+    own = guarded(trained)  # set without
+    caplog.clear()
+    own(request="weather taxi poem")
+    assert not caplog.records
+
+
+def test_the_old_planner_as_fallback_answers_what_is_declined(scripted_lm: Any) -> None:
+    program = PlannedShop()
+    routed = replace_predictor(program, "clerk", fallback=program.clerk, encoder=bag_of_words)
+    routed = RouteFinetune().compile(routed, trainset=fruit_requests(600, label=True))
+    routed.clerk.guard(mixed(600, seed=1), metric=right_fruit, risk=0.05, program=routed)
+    server = scripted_lm(writes({"fruit": "cherry"}))
+    with dspy.context(lm=server.lm):
+        assert routed(request="pie please now a").fruit == "apple"
+        assert not server.requests
+        assert routed(request="weather taxi poem").fruit == "cherry"
+    assert len(server.requests) == 1
+
+
+def test_copies_of_rows_are_not_taken_for_independent_ones(
+    trained: DifferentiableRoute, caplog: pytest.LogCaptureFixture
+) -> None:
+    route: DifferentiableRoute = trained.deepcopy()
+    report = route.guard(mixed(60, seed=1) * 10, metric=right_fruit, risk=0.05)
+    [record] = caplog.records
+    assert "The 600 calibration rows hold 60 different texts" in record.getMessage()
+    assert "60 different texts" in str(report)
+    caplog.clear()
+    assert "different texts" not in str(route.guard(mixed(600, seed=1), metric=right_fruit, risk=0.05))
+    assert not caplog.records
+
+
 def test_no_threshold_declines_everything(trained: DifferentiableRoute) -> None:
     route: DifferentiableRoute = trained.deepcopy()
     report = route.guard(mixed(600, seed=1), metric=lambda example, prediction: 0.0, risk=0.02)
@@ -196,14 +241,21 @@ def test_a_guard_ends_with_the_next_training_and_promises_nothing_of_another_hea
     ("settings", "message"),
     [
         ({"examples": mixed(30, seed=1)}, r"30 calibration rows .* are needed"),
-        ({"examples": fruit_requests(600, seed=0)}, "was trained on"),
+        (
+            {"examples": [*mixed(500, seed=1), *fruit_requests(100, seed=0)]},
+            r"trained on 100 of the 600 calibration examples, such as ('[\w ]+'(, |: )){3}.*not in training\.$",
+        ),
         ({"metric": lambda example, prediction: 7}, r"metric gave 7.0 .* in \[0, 1\]"),
         ({"examples": []}, "calibration examples is empty"),
         ({"risk": 0.0}, "risk=0.0"),
         ({"delta": 1.0}, "delta=1.0"),
         ({"program": dspy.Predict("request -> fruit")}, "No LM is loaded"),
+        (
+            {"metric": lambda example, prediction: prediction.answer == example.wanted},
+            r"own prediction, whose fields are \['fruit', 'decisions', .*no attribute 'answer'.*program=program",
+        ),
     ],
-    ids=["few", "trained", "metric", "none", "risk", "delta", "program"],
+    ids=["few", "trained", "metric", "none", "risk", "delta", "program", "answer"],
 )
 def test_what_no_promise_can_be_made_from_is_refused(
     trained: DifferentiableRoute, settings: dict[str, Any], message: str

@@ -17,7 +17,7 @@ from dspy_router import DifferentiableRoute, RouteError
 from dspy_router.sealing import require_intact, sealed
 from tests.conftest import bag_of_words
 from tests.persistence.kiosk import Kiosk, contents, learned, nested, tensors_of
-from tests.programs import FRUIT, fruit_route
+from tests.programs import FRUIT, Shop, fruit_route
 
 State = dict[str, Any]
 
@@ -255,4 +255,13 @@ def test_a_file_that_is_no_saved_route_is_one_error_for_a_bare_route(text: str, 
     (tmp_path / "route.json").write_text(text)
     with pytest.raises(RouteError, match="not the file of a saved route"):
         route.load(tmp_path / "route.json")
+    assert contents(route) == before
+
+
+def test_the_file_of_a_program_is_told_from_that_of_a_route(tmp_path: Path) -> None:
+    Shop().save(tmp_path / "shop.json")
+    route = learned(fruit_route())
+    before = contents(route)
+    with pytest.raises(RouteError, match=r"holds no route: .* only \['clerk\.learned', 'metadata'\].*by that program"):
+        route.load(tmp_path / "shop.json")
     assert contents(route) == before
