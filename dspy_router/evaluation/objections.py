@@ -8,7 +8,8 @@ from dspy_router.evaluation.offline import OfflineEvaluation
 from dspy_router.evaluation.overlap import RARELY, Overlap
 
 EFFECTIVE_ROWS = 50  # below, a handful of rows decide the estimate, and its interval with it
-UNUSUAL_ROWS = 10  # the same of decisions that the log seldom takes, if the candidate takes them at all often
+UNUSUAL_ROWS = 10  # the same of decisions against what the log usually takes
+UNUSUAL_SHARE = 0.01  # the most of those that the log may say less about: they move a mean reward by no more
 UNSUPPORTED_SHARE = 0.05  # the most of the candidate's probability that the log may say nothing about
 UNUSABLE_SHARE = 0.2  # the most rows that may lack a propensity: the others may not be like them
 DOUBT = 1000.0  # evidence against the propensities: right ones are called wrong in one log of a thousand at most
@@ -58,7 +59,7 @@ def _shortages(overlap: Overlap, rows: int) -> list[str]:
             f"{overlap.unsupported:.1%} of the candidate's decisions are options that the log never took, or less than "
             f"once for {RARELY} times that the candidate would; at most {UNSUPPORTED_SHARE:.0%} may be"
         )
-    if overlap.decided == 1 and overlap.mean_weight < 1 - UNSUPPORTED_SHARE:
+    if overlap.decided == 1 and overlap.mean_weight < 1 - UNUSUAL_SHARE:
         found.append(
             f"the log took no chances (every propensity is 1), and the candidate decides otherwise in "
             f"{1 - overlap.mean_weight:.1%} of the rows; let what decides now explore a little, and log that"
@@ -69,10 +70,10 @@ def _shortages(overlap: Overlap, rows: int) -> list[str]:
             f"importance weights average {overlap.mean_weight:.2f}): log the probability with which the option taken "
             "was taken, exploration included"
         )
-    elif overlap.unusual > UNSUPPORTED_SHARE and overlap.unusual_rows < UNUSUAL_ROWS:
+    elif overlap.unusual > UNUSUAL_SHARE and overlap.unusual_rows < UNUSUAL_ROWS:
         found.append(
-            f"the log is too short for how rarely it explored: {overlap.unusual:.1%} of the candidate's decisions are "
-            f"options that the log takes half of the time or less, and of these its {rows:,} rows say as much as "
+            f"the log is too short for how rarely it explored: {overlap.unusual:.1%} of the candidate's decisions go "
+            f"against what the log takes more than half of the time, and its {rows:,} rows say as much of these as "
             f"{overlap.unusual_rows:.1f} of the candidate's own (effective sample size); at least {UNUSUAL_ROWS} are "
             f"needed{_rows_like_these(rows, overlap.unusual_rows, UNUSUAL_ROWS)}, or more exploration"
         )

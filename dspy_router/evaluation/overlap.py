@@ -40,8 +40,9 @@ class Overlap:
         mean_weight: The mean of w; 1, up to chance, where the log covers the candidate and the propensities are right.
         mean_weight_error: Its standard error, which is too small where rows of large weight are rare.
         decided: Share of rows whose propensity is exactly 1: the log took no chance there.
-        unusual: Share of the candidate's decisions that the log takes half of the time or less, 1 - mean 1[μ > 1/2] w.
-        unusual_rows: The effective sample size of the rows with μ ≤ 1/2: what the log tells of these decisions.
+        unusual: Share of the candidate's decisions against an option that the log takes more than half of the time for
+            such an input, the mean of 1[μ > 1/2] (1 - π(a|x)) / μ.
+        unusual_rows: The effective sample size of the rows with μ ≤ 1/2: at most this is what the log tells of those.
         doubt: Evidence against the propensities, an e-value: if they are right, it is c or more with probability 1 / c
             at most, for any c and any number of rows.
     """
@@ -81,7 +82,7 @@ class Overlap:
             mean_weight=float(weight.mean()),
             mean_weight_error=float(np.sqrt((deviation**2).sum()) / len(rows)),
             decided=float((rows.propensity == 1).mean()),
-            unusual=max(0.0, 1 - float((weight * usual).mean())),
+            unusual=min(1.0, float((usual * (1 / rows.propensity - weight)).mean())),
             unusual_rows=_effective(weight * ~usual, group),
             doubt=_doubt(figures, group),
         )

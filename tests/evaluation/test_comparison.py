@@ -133,8 +133,8 @@ def test_a_log_that_explored_too_rarely_is_called_too_short_and_not_wrong(wrong:
     for seed in range(5):
         rows = log(lambda wanted: [0.98 if fruit == wanted else 0.01 for fruit in FRUIT], 200, seed)
         message = objections(rows, wrong)
-        assert "the log is too short for how rarely it explored: 100.0% of the candidate's decisions are" in message
-        assert "its 200 rows say as much as" in message
+        assert "the log is too short for how rarely it explored: " in message
+        assert "its 200 rows say as much of these as" in message
         assert "propensities are wrong" not in message
     assert "at least 10 are needed, so " in message
     assert " rows like these, or more exploration" in message
@@ -150,9 +150,8 @@ def test_rewards_that_are_all_the_same_give_no_verdict(trained: DifferentiableRo
     rows = log(reward=1.0)
     assert "no row contradicts another about the difference (+0)" in objections(rows, trained)
     lines = str(compare(rows, trained)).splitlines()
-    assert (
-        next(line for line in lines if line.startswith("doubly robust")).split() == "doubly robust 1 - +0 - 300".split()
-    )
+    [line] = [line for line in lines if line.startswith("doubly robust")]
+    assert line.split() == ["doubly", "robust", "1", "-", "+0", "-", "300"]
     assert "no interval: what the rows say of it does not vary" in str(compare(rows, trained))
 
 

@@ -25,7 +25,7 @@ def test_overlap_by_hand() -> None:
     assert overlap.mean_weight_error == pytest.approx(np.std([1, 1, 1, 0.25]) / 2)
     assert overlap.unsupported == 0.25  # the third option was never taken
     assert overlap.decided == 0.25
-    assert overlap.unusual == 1 - 0.25 / 4  # of the row with propensity 1
+    assert overlap.unusual == 0.75 / 4  # in the row with propensity 1
     assert overlap.unusual_rows == pytest.approx(3)
 
 
