@@ -29,7 +29,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
 from dspy_router import SentenceEncoder
-from dspy_router.evaluation.comparison import objections
+from dspy_router.evaluation.objections import objections
 from dspy_router.evaluation.offline import Interval, LoggedRows, OfflineEvaluation, evaluate_policy
 from dspy_router.learning.reward_model import cross_fitted_rewards
 

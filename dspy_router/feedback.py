@@ -198,6 +198,54 @@ def feedback_table(rows: Sequence[Feedback], skipped: Mapping[str, int], where: 
     return FeedbackTable(tuple(rows), dict(skipped))
 
 
+def split_feedback(
+    rows: Sequence[Feedback], share: float = 0.5, *, seed: int = 0
+) -> tuple[list[Feedback], list[Feedback]]:
+    """Split rows in two, one part to learn from and one to judge by, so that no request is in both.
+
+    All rows of a run stay together, and so do all runs of one request: those whose first rows have the same text. Which
+    part a request belongs to depends on its text, `seed` and `share` alone, not on the other rows: a request that was
+    learned from is never judged by, however much the log has grown since.
+
+    Args:
+        rows: Rows in the order they were logged.
+        share: Of the requests, how many are in the first part, on average, in (0, 1).
+        seed: Another seed gives another split.
+
+    Raises:
+        RouteError: If `share` is out of range, or a part would be empty.
+
+    Example:
+        >>> rows = [
+        ...     Feedback("log", "", "", field, text, ("a", "b"), "a", 0.5, 1.0, run=str(run))
+        ...     for run, request in enumerate(["one", "two", "one", "three", "four"])
+        ...     for field, text in (("topic", request), ("tool", f"topic a: {request}"))
+        ... ]
+        >>> learned, judged = split_feedback(rows)
+        >>> sorted({row.text for row in judged}), len(learned)
+        (['three', 'topic a: three'], 8)
+    """
+    if not 0 < share < 1:
+        raise RouteError(f"share={share!r} is no share of requests: give a number in (0, 1), such as 0.5.")
+    parts: tuple[list[Feedback], list[Feedback]] = ([], [])
+    for row, first in zip(rows, first_of_run(rows), strict=True):
+        drawn = int(text_key(f"{seed} {first.text}"), 16) / 16**16
+        parts[drawn >= share].append(row)
+    if not all(parts):
+        requests = len({first.text for first in first_of_run(rows)})
+        raise RouteError(
+            f"{len(rows):,} rows of {requests:,} requests cannot be split at share={share:g}: all fall into one part. "
+            "Log more requests, or take another seed."
+        )
+    return parts
+
+
+def first_of_run(rows: Sequence[Feedback]) -> list[Feedback]:
+    """For each row, the first row of its run, whose text is the run's request; a row that stands alone is its own."""
+    firsts: dict[str, Feedback] = {}
+    return [firsts.setdefault(row.run, row) if row.run else row for row in rows]
+
+
 def text_key(text: str) -> str:
     """A short key that stands for an input text: rows of equal texts compare with one another."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

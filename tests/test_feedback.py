@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dspy_router import Feedback, RouteError
-from dspy_router.feedback import FeedbackTable, read_feedback, read_feedback_table, write_feedback
+from dspy_router.feedback import FeedbackTable, read_feedback, read_feedback_table, split_feedback, write_feedback
 
 ROWS = [
     Feedback("rollout", "a", "clerk", "fruit", "häßlich\nlines", ("apple", "fig"), "fig", 0.25, 0.5, 1, False),
@@ -103,3 +103,47 @@ def test_a_file_without_a_row_is_an_error_that_says_why(content: str, tmp_path: 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         read_feedback(tmp_path / "none.jsonl")
+
+
+def runs(texts: list[str]) -> list[Feedback]:
+    """Two decisions a run; the second reads one of two texts."""
+    return [
+        replace(LOGGED, field=field, text=text, run=str(number), id=f"{number} {field}")
+        for number, request in enumerate(texts)
+        for field, text in (("topic", request), ("tool", f"topic {number % 2}"))
+    ]
+
+
+def test_a_split_keeps_a_run_and_all_runs_of_a_request_together() -> None:
+    rows = runs([f"request {number % 100}" for number in range(300)])
+    parts = split_feedback(rows)
+    assert sorted(row.id for part in parts for row in part) == sorted(row.id for row in rows)
+    requests = [{row.text for row in part if row.field == "topic"} for part in parts]
+    assert not requests[0] & requests[1]
+    assert not {row.run for row in parts[0]} & {row.run for row in parts[1]}
+    for part in parts:
+        assert len(part) == 2 * len({row.run for row in part})
+        assert part == [row for row in rows if row in part]
+        assert 200 < len(part) < 400
+
+
+def test_rows_that_stand_alone_are_split_by_their_text() -> None:
+    rows = [replace(LOGGED, text=f"request {number % 40}", run="", example=str(number)) for number in range(120)]
+    first, second = split_feedback(rows, 0.8, seed=1)
+    assert not {row.text for row in first} & {row.text for row in second}
+    assert len(first) > len(second)
+
+
+def test_a_log_that_grows_keeps_its_requests_where_they_were() -> None:
+    rows = runs([f"request {number}" for number in range(60)])
+    early, late = split_feedback(rows[:60]), split_feedback(rows)
+    assert all(set(map(str, before)) <= set(map(str, after)) for before, after in zip(early, late, strict=True))
+    assert split_feedback(rows, seed=1) != late
+
+
+def test_a_split_with_an_empty_part_is_refused() -> None:
+    for rows in ([], runs(["one request"] * 9)):
+        with pytest.raises(RouteError, match=rf"{len(rows)} rows of {bool(rows):d} requests cannot be split"):
+            split_feedback(rows)
+    with pytest.raises(RouteError, match=r"share=1\.0 is no share"):
+        split_feedback(ROWS, 1.0)

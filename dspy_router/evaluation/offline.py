@@ -4,10 +4,15 @@ A log tells what was taken, with which probability, and what came of it; not wha
 The estimators here make up for that in four ways. π(o|x) is the candidate's probability of option o for input x, a the
 option taken, μ its propensity, r its reward, w = π(a|x) / μ, and r̂(x, o) a predicted reward.
 
-Weighting can only speak of what the log tried: `Overlap` says how far that goes, and `dspy_router.evaluation.compare`
-gives no verdict where it is too little.
+Weighting can only speak of what the log tried: `dspy_router.evaluation.overlap` says how far that goes, and
+`dspy_router.evaluation.compare` gives no verdict where it is too little.
+
+The intervals are percentiles of a bootstrap over groups of rows. They assume that groups are independent draws of what
+the candidate will be asked, and many of them; rows of a group may depend on each other. Where no row contradicts
+another a bootstrap has nothing to go by, and there is no interval.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -17,10 +22,10 @@ from scipy.stats import DegenerateDataWarning, bootstrap
 from tqdm.auto import tqdm
 
 from dspy_router.errors import RouteError
+from dspy_router.evaluation.overlap import Overlap
 
 RESAMPLES = 2000
 BATCH_VALUES = 2_000_000  # values resampled at once, which bounds the bootstrap's memory
-RARELY = 50  # an option has no support if the candidate takes it more than so many times as often as the log did
 
 
 @dataclass(frozen=True)
@@ -139,13 +144,22 @@ def doubly_robust(rows: LoggedRows) -> Contributions:
     return Contributions(direct_method(rows).numerator + correction, np.ones(len(rows)))
 
 
-WITHOUT_PROPENSITY = {"logged policy": logged_policy, "direct method": direct_method}
-WITH_PROPENSITY = {"IPS": inverse_propensity, "SNIPS": self_normalized, "doubly robust": doubly_robust}
+Estimator = Callable[[LoggedRows], Contributions]
+WITHOUT_PROPENSITY: dict[str, Estimator] = {"logged policy": logged_policy, "direct method": direct_method}
+WITH_PROPENSITY: dict[str, Estimator] = {
+    "IPS": inverse_propensity,
+    "SNIPS": self_normalized,
+    "doubly robust": doubly_robust,
+}
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure between the ends of its bootstrap percentile interval."""
+    """A figure between the ends of its bootstrap percentile interval.
+
+    The ends are NaN where the rows do not vary in what they say of it, which makes no figure certain. They are equal
+    only for a difference that is 0 by nature, that of a policy to itself.
+    """
 
     value: float
     low: float
@@ -166,54 +180,6 @@ class Estimate:
     reward: Interval
     difference: Interval
     rows: int
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """How far the log speaks of the candidate.
-
-    Attributes:
-        effective_rows: The effective sample size (Σw)² / Σw², with the weights summed in each group: how many
-            independent rows of the candidate's own would be worth as much. (Kong, "A Note on Importance Sampling using
-            Standardized Weights", 1992; Owen, "Monte Carlo theory, methods and examples", 2013, section 9.3.)
-        unsupported: Share of the candidate's probability on options that the log never or too rarely took, in [0, 1].
-        largest_weight: The largest w.
-        mean_weight: The mean of w; 1, up to chance, where the log covers the candidate and the propensities are right.
-        mean_weight_error: Its standard error.
-        decided: Share of rows whose propensity is exactly 1: the log took no chance there.
-    """
-
-    effective_rows: float
-    unsupported: float
-    largest_weight: float
-    mean_weight: float
-    mean_weight_error: float
-    decided: float
-
-    @classmethod
-    def of(cls, rows: LoggedRows) -> "Overlap":
-        """The overlap of at least one row, all with a propensity.
-
-        Example:
-            >>> half, always_first = np.full(4, 0.5), np.tile([1.0, 0.0], (4, 1))
-            >>> rows = LoggedRows(always_first, np.array([0, 1, 0, 1]), half, half, always_first, np.arange(4))
-            >>> overlap = Overlap.of(rows)
-            >>> overlap.effective_rows, overlap.largest_weight, overlap.mean_weight, overlap.unsupported
-            (2.0, 2.0, 1.0, 0.0)
-        """
-        weight, group = rows.weight, np.unique(rows.group, return_inverse=True)[1]
-        total = np.bincount(group, weights=weight)
-        deviation = np.bincount(group, weights=weight - weight.mean())
-        wanted = rows.policy.sum(axis=0)
-        rare = RARELY * np.bincount(rows.chosen, minlength=len(wanted)) < wanted
-        return cls(
-            effective_rows=float(_ratio(total.sum() ** 2, (total**2).sum(), otherwise=0.0)),
-            unsupported=float(wanted[rare].sum() / len(rows)),
-            largest_weight=float(weight.max()),
-            mean_weight=float(weight.mean()),
-            mean_weight_error=float(np.sqrt((deviation**2).sum()) / len(rows)),
-            decided=float((rows.propensity == 1).mean()),
-        )
 
 
 @dataclass(frozen=True)
@@ -251,12 +217,15 @@ def evaluate_policy(
         RouteError: If `confidence` is not in (0, 1).
 
     Example:
-        >>> chosen = np.random.default_rng(0).integers(2, size=400)  # either with 0.5; option 1 earns 1
+        >>> chosen, luck = np.random.default_rng(0).integers(2, size=(2, 400))  # either with 0.5
+        >>> reward = np.where(chosen == 1, 1.0, luck)  # option 1 earns 1, option 0 half of the time
         >>> always_second, unknown = np.tile([0.0, 1.0], (400, 1)), np.full((400, 2), 0.5)
-        >>> rows = LoggedRows(always_second, chosen, np.full(400, 0.5), chosen * 1.0, unknown, np.arange(400))
+        >>> rows = LoggedRows(always_second, chosen, np.full(400, 0.5), reward, unknown, np.arange(400))
         >>> found = evaluate_policy(rows).estimates
         >>> found["SNIPS"].reward.value, found["direct method"].reward.value, found["doubly robust"].difference.low > 0
         (1.0, 0.5, True)
+        >>> found["SNIPS"].reward.low  # all that it has seen of option 1 is rewards of 1
+        nan
     """
     if not 0 < confidence < 1:
         raise RouteError(f"confidence={confidence} is no probability; give one in (0, 1), such as 0.95.")
@@ -264,7 +233,7 @@ def evaluate_policy(
     jobs = [(rows, *entry) for entry in WITHOUT_PROPENSITY.items()]
     jobs += [(weighted, *entry) for entry in WITH_PROPENSITY.items()]
     estimates = {
-        name: _estimate(estimator(used), _reference(estimator, used, rows, baseline), used, confidence, seed)
+        name: _estimate(estimator, used, _kept(baseline, rows, used), confidence, seed)
         for used, name, estimator in tqdm(jobs, desc="bootstrap", unit="estimate", delay=2)
         if len(np.unique(used.group)) > 1
     }
@@ -272,20 +241,17 @@ def evaluate_policy(
     return OfflineEvaluation(len(rows), estimates, overlap, rows.unusable_propensities(), confidence)
 
 
-def _reference(
-    estimator: Callable[[LoggedRows], Contributions], used: LoggedRows, rows: LoggedRows, baseline: np.ndarray | None
-) -> Contributions:
-    """What the baseline earns on the used rows, by the same estimator."""
-    if baseline is None:
-        return logged_policy(used)
-    kept = baseline if len(used) == len(rows) else baseline[rows.has_propensity]
-    return estimator(replace(used, policy=kept))
+def _kept(baseline: np.ndarray | None, rows: LoggedRows, used: LoggedRows) -> np.ndarray | None:
+    """The baseline's probabilities on the rows used, which are all of them or those with a propensity."""
+    return baseline if baseline is None or len(used) == len(rows) else baseline[rows.has_propensity]
 
 
 def _estimate(
-    found: Contributions, reference: Contributions, rows: LoggedRows, confidence: float, seed: int
+    estimator: Estimator, rows: LoggedRows, baseline: np.ndarray | None, confidence: float, seed: int
 ) -> Estimate:
     """An estimate with the percentile intervals of a bootstrap that draws groups, with all their rows."""
+    found = estimator(rows)
+    reference = logged_policy(rows) if baseline is None else estimator(replace(rows, policy=baseline))
     group = np.unique(rows.group, return_inverse=True)[1]
     columns = np.stack([found.numerator, found.denominator, reference.numerator, reference.denominator])
     sums = [np.bincount(group, weights=column) for column in columns]
@@ -302,7 +268,20 @@ def _estimate(
             n_resamples=RESAMPLES, batch=max(1, BATCH_VALUES // len(sums[0])), rng=seed,
         ).confidence_interval  # fmt: skip
     reward, difference = np.stack([statistic(*sums), ends.low, ends.high], axis=1).tolist()
-    return Estimate(Interval(*reward), Interval(*difference), len(rows))
+    same = estimator is logged_policy or _is_candidate(baseline, rows)
+    return Estimate(_interval(*reward), Interval(*difference) if same else _interval(*difference), len(rows))
+
+
+def _is_candidate(baseline: np.ndarray | None, rows: LoggedRows) -> bool:
+    """Whether what the candidate is compared with is the candidate itself."""
+    if baseline is not None:
+        return np.array_equal(rows.policy, baseline)
+    return np.array_equal(_taken(rows.policy, rows.chosen), rows.propensity)
+
+
+def _interval(value: float, low: float, high: float) -> Interval:
+    """An interval, without ends if it would have no width."""
+    return Interval(value, math.nan, math.nan) if math.isclose(low, high, abs_tol=1e-12) else Interval(value, low, high)
 
 
 def _taken(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -310,6 +289,6 @@ def _taken(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.take_along_axis(values, chosen[:, None], axis=1)[:, 0]
 
 
-def _ratio(above: np.ndarray, below: np.ndarray, otherwise: float = np.nan) -> np.ndarray:
-    """The ratio, and `otherwise` where `below` is 0."""
-    return np.divide(above, below, out=np.full(np.shape(below), otherwise), where=np.asarray(below) != 0)
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """The ratio, and NaN where `below` is 0."""
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=np.asarray(below) != 0)

@@ -125,13 +125,34 @@ def test_a_log_without_exploration_gives_no_verdict(wrong: DifferentiableRoute) 
 
 def test_a_short_log_gives_no_verdict(trained: DifferentiableRoute) -> None:
     message = objections(log(count=60), trained)
-    assert "(effective sample size); at least 50 are needed" in message
+    assert "(effective sample size); at least 50 are needed, so about " in message
     assert "propensit" not in message
 
 
+def test_a_log_that_explored_too_rarely_is_called_too_short_and_not_wrong(wrong: DifferentiableRoute) -> None:
+    for seed in range(5):
+        rows = log(lambda wanted: [0.98 if fruit == wanted else 0.01 for fruit in FRUIT], 200, seed)
+        message = objections(rows, wrong)
+        assert "the log is too short for how rarely it explored: " in message
+        assert "its 200 rows say as much of these as" in message
+        assert "propensities are wrong" not in message
+    assert "at least 10 are needed, so " in message
+    assert " rows like these, or more exploration" in message
+
+
 def test_wrong_propensities_give_no_verdict(trained: DifferentiableRoute) -> None:
-    rows = [replace(row, propensity=0.9) for row in log(count=600)]
-    assert "the importance weights average 0.3" in objections(rows, trained)
+    for propensity in (0.9, 0.05):
+        rows = [replace(row, propensity=propensity) for row in log(count=600)]
+        assert "the propensities are wrong (right ones would" in objections(rows, trained)
+
+
+def test_rewards_that_are_all_the_same_give_no_verdict(trained: DifferentiableRoute) -> None:
+    rows = log(reward=1.0)
+    assert "no row contradicts another about the difference (+0)" in objections(rows, trained)
+    lines = str(compare(rows, trained)).splitlines()
+    [line] = [line for line in lines if line.startswith("doubly robust")]
+    assert line.split() == ["doubly", "robust", "1", "-", "+0", "-", "300"]
+    assert "no interval: what the rows say of it does not vary" in str(compare(rows, trained))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +199,7 @@ def test_rows_that_say_nothing_of_the_candidate_are_counted_by_reason(trained: D
     comparison = compare([*strays, *rows], trained)
     assert dict(comparison.set_aside) == {
         "decided among other options": 2,
-        "its reward is for several decisions": 1,
+        "its reward is for all decisions of its run: reward single ones by id": 1,
         "no reward": 1,
         "reward not finite": 1,
         "took what is no option": 1,
@@ -196,12 +217,21 @@ def test_options_are_matched_by_name_and_not_by_place(trained: DifferentiableRou
 
 
 def test_if_no_row_can_be_used_there_is_no_verdict(trained: DifferentiableRoute) -> None:
-    assert "no row of the log can be used" in objections(log(count=9, reward=None), trained)
+    rows = log(count=9, reward=None) + log(count=3, sole=False)
+    assert objections(rows, trained) == (
+        "No verdict: no row of the log can be used: no reward (9 rows); its reward is for all decisions of its run: "
+        "reward single ones by id (3 rows)."
+    )
     assert "effective sample size" in objections(log(count=9, example="the same"), trained)
 
 
 def test_rows_of_one_example_count_as_one(trained: DifferentiableRoute) -> None:
     rows = [replace(row, example=str(int(row.example) % 20)) for row in log()]
+    assert "the log is worth 1" in objections(rows, trained)
+
+
+def test_rows_of_one_run_count_as_one(trained: DifferentiableRoute) -> None:
+    rows = [replace(row, run=f"run {int(row.example) % 20}") for row in log()]
     assert "the log is worth 1" in objections(rows, trained)
 
 

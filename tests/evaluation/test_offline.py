@@ -7,7 +7,8 @@ import pytest
 
 from dspy_router.errors import RouteError
 from dspy_router.evaluation import offline
-from dspy_router.evaluation.offline import LoggedRows, Overlap, evaluate_policy
+from dspy_router.evaluation.offline import LoggedRows, evaluate_policy
+from dspy_router.evaluation.overlap import Overlap
 
 INPUTS = 3
 EXPECTED = np.array([[0.9, 0.2], [0.1, 0.7], [0.5, 0.4]])  # reward of either option on each input
@@ -144,32 +145,32 @@ def test_where_nothing_the_candidate_takes_was_tried_ips_is_0_and_snips_is_no_nu
     rows = drawn(50)
     found = evaluate_policy(replace(rows, policy=np.eye(2)[1 - rows.chosen]))
     assert found.estimates["IPS"].reward.value == 0
+    assert np.isnan(found.estimates["IPS"].reward.high)
     assert np.isnan(found.estimates["SNIPS"].reward.value)
     assert found.overlap is not None
     assert found.overlap.effective_rows == 0
 
 
-def test_overlap_by_hand() -> None:
-    policy = np.tile([0.5, 0.25, 0.25], (4, 1))
-    propensity = np.array([0.5, 0.5, 0.25, 1.0])
-    ones = np.ones(4)
-    rows = LoggedRows(policy, np.array([0, 0, 1, 1]), propensity, ones, policy, np.arange(4))
-    overlap = Overlap.of(rows)  # weights 1, 1, 1, 0.25
-    assert overlap.effective_rows == pytest.approx(3.25**2 / 3.0625)
-    assert overlap.largest_weight == 1
-    assert overlap.mean_weight == pytest.approx(0.8125)
-    assert overlap.mean_weight_error == pytest.approx(np.std([1, 1, 1, 0.25]) / 2)
-    assert overlap.unsupported == 0.25  # the third option was never taken
-    assert overlap.decided == 0.25
+def test_where_rows_do_not_vary_there_is_no_interval() -> None:
+    rows = drawn(200)
+    always_second, never = np.tile([0.0, 1.0], (200, 1)), np.eye(2)[1 - rows.chosen]
+    lucky = replace(rows, policy=always_second, reward=np.where(rows.chosen == 1, 1.0, rows.reward))
+    found = evaluate_policy(lucky).estimates["SNIPS"].reward
+    assert found.value == 1
+    assert np.isnan([found.low, found.high]).all()
+    # The candidate and the baseline differ in what was never tried alone.
+    half = np.arange(200) < 100
+    policy, baseline = never, np.where(half[:, None], never, np.full((200, 2), 0.5))
+    silent = replace(rows, policy=policy, reward=np.where(half, rows.reward, 0.0))
+    difference = evaluate_policy(silent, baseline=baseline).estimates["IPS"].difference
+    assert difference.value == 0
+    assert np.isnan([difference.low, difference.high]).all()
 
 
-def test_an_option_taken_too_rarely_has_no_support() -> None:
-    ones = np.ones(200)
-    policy = np.tile([0.2, 0.8], (200, 1))  # the candidate would take the second 160 times
-    for taken, unsupported in ((3, 0.8), (4, 0.0)):
-        chosen = (np.arange(200) < taken).astype(int)
-        rows = LoggedRows(policy, chosen, np.where(chosen, 0.02, 0.98), ones, policy, np.arange(200))
-        assert Overlap.of(rows).unsupported == pytest.approx(unsupported)
+def test_only_a_policy_and_itself_differ_by_0_for_certain() -> None:
+    rows = drawn(200)
+    for estimate in evaluate_policy(rows, baseline=rows.policy).estimates.values():
+        assert (estimate.difference.value, estimate.difference.low, estimate.difference.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

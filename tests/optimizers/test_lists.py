@@ -9,7 +9,7 @@ import pytest
 
 from dspy_router import DifferentiableRoute, RouteError, RouteFinetune, TokenEncoder, record_decisions
 from dspy_router.evaluation import compare
-from dspy_router.feedback import read_feedback
+from dspy_router.feedback import read_feedback, split_feedback
 from dspy_router.overrides import explore_decisions
 from tests.programs import FRUIT, HINTS, basket_route, baskets, fruit_route, right_basket
 
@@ -112,12 +112,12 @@ def test_a_log_of_rewarded_options_is_learned_and_compared(tmp_path: Path) -> No
             for fruit in FRUIT:
                 right = (fruit in prediction.fruits) == (fruit in example.wanted)
                 run.reward(right, decision=prediction.decisions[f"fruits[{fruit}]"].id)
-    rows = read_feedback(path)
+    learned, judged = split_feedback(read_feedback(path))
     optimizer = RouteFinetune()
-    trained = optimizer.compile(route, feedback=rows[::2])
-    assert optimizer.report.rows == {"log": 300}
+    trained = optimizer.compile(route, feedback=learned)
+    assert optimizer.report.rows == {"log": len(learned)}
     assert exact(trained) > 0.9
-    held_out = [row for row in rows[1::2] if row.field == "fruits[apple]"]
+    held_out = [row for row in judged if row.field == "fruits[apple]"]
     comparison = compare(held_out, trained, baseline=route)
     assert comparison.field == "fruits[apple]"
 
