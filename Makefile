@@ -29,6 +29,7 @@ benchmarks: $(VENV)/installed
 	$(PYTHON) benchmarks/latency.py
 	$(PYTHON) benchmarks/feedback.py
 	$(PYTHON) benchmarks/offline.py
+	$(PYTHON) benchmarks/log_length.py
 	$(PYTHON) benchmarks/decision_client.py
 	$(PYTHON) benchmarks/concurrency.py
 	$(PYTHON) benchmarks/risk.py
