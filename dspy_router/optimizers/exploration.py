@@ -213,7 +213,7 @@ def _candidates(
 ) -> list[tuple[float, Choice]]:
     """For each decision the choice that is worth trying most, with what its outcome would say."""
     policies = policies_at(routes, evidence, open_)
-    posteriors = evidence.posterior(policies, noise)
+    posteriors = evidence.posterior(policies, noise, evidence.none_right(open_, noise))
     onward = _onward(evidence, posteriors)
     succeeded = _succeeded(evidence)
     found: list[tuple[float, Choice]] = []
