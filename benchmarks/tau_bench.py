@@ -208,10 +208,10 @@ def routed(
 
 
 def as_read(row: Feedback, read: Callable[[StepState], str]) -> Feedback:
-    """The row with what is read of its state, and a key of its own: short texts come again in a run."""
+    """The row with what is read of its state."""
     state = StepState.from_text(row.text)
     assert state is not None
-    return replace(row, text=read(state), example=f"{row.run}/{row.occurrence}")
+    return replace(row, text=read(state))
 
 
 def compiled(route: DifferentiableRoute, rows: list[Feedback]) -> DifferentiableRoute:

@@ -68,6 +68,8 @@ def imitation_rows(
 ) -> list[Feedback]:
     """A teacher's row for every step, weighted by its run's reward r: failed + (1 - failed) · r.
 
+    The rows of a task have it for their example, so that `RouteFinetune` calibrates on other tasks than it fits.
+
     A run may fail by one wrong step among many right ones. On tau-bench's airline dialogues, where six runs in ten
     failed, leaving those out costs 9 points on steps that call a tool (`benchmarks/tau_bench.py`); at half the weight
     nothing is lost.
@@ -104,7 +106,7 @@ def imitation_rows(
             rows.append(
                 Feedback(
                     source="teacher",
-                    example=episode.run,
+                    example=episode.task,
                     route=route,
                     field=field,
                     text=step.state.to_text(),

@@ -5,12 +5,13 @@ A head is calibrated on rows it was not fitted to, by a temperature T and, where
     calibrated logits = logits / T + b
 
 T minimises the loss of the held-out rows (Guo et al. 2017, "On Calibration of Modern Neural Networks"). Options with at
-least `ROWS_A_BIAS` of those rows also get a bias, with a standard normal prior, but only if that lowers the loss in
-cross-validation over the held-out rows.
+least `ROWS_A_BIAS` of those rows, each of another group, also get a bias, with a standard normal prior, but only if
+that lowers the loss in cross-validation over the held-out rows.
 
 Rows whose targets are rewards take no part: the expected reward is highest where T is 0, whatever the truth.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,28 +117,46 @@ class Reliability:
         )
 
 
-def held_out(rows: int, seed: int = 0) -> np.ndarray | None:
-    """A seeded fifth of so many rows to calibrate on: bool [rows], or None if that is fewer than `FEWEST_ROWS`.
+def held_out(groups: Sequence[Hashable], seed: int = 0) -> np.ndarray | None:
+    """A seeded fifth of the rows to calibrate on, in whole groups.
+
+    Rows of one group, such as the steps of one task, resemble one another: a head that has learned from some of them is
+    surer of the others, and more often right, than it will be of a new task.
+
+    Args:
+        groups: The group of each row.
+        seed: Of the draw.
+
+    Returns:
+        Bool [n], true in a fifth of the rows or a little more; None if a fifth is fewer than `FEWEST_ROWS`, or all rows
+        are one group.
 
     Example:
-        >>> int(held_out(1000).sum()), held_out(100)
+        >>> int(held_out(range(1000)).sum()), held_out(range(100))
         (200, None)
+        >>> mask = held_out([row // 10 for row in range(1000)])
+        >>> int(mask.sum()), set(mask.reshape(100, 10).sum(axis=1).tolist())
+        (200, {0, 10})
     """
-    count = int(HELD_OUT_SHARE * rows)
-    if count < FEWEST_ROWS:
+    count = int(HELD_OUT_SHARE * len(groups))
+    sizes = np.bincount(group := _numbered(groups))
+    if count < FEWEST_ROWS or len(sizes) < 2:
         return None
-    mask = np.zeros(rows, dtype=bool)
-    mask[np.random.default_rng(seed).permutation(rows)[:count]] = True
-    return mask
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    taken = np.searchsorted(sizes[order].cumsum(), count) + 1
+    return np.isin(group, order[: min(taken, len(sizes) - 1)])
 
 
-def calibrate(logits: np.ndarray, rows: TargetRows, *, seed: int = 0) -> Calibration | None:
+def calibrate(
+    logits: np.ndarray, rows: TargetRows, *, groups: Sequence[Hashable] | None = None, seed: int = 0
+) -> Calibration | None:
     """Fit temperature and biases to rows that the head has not seen.
 
     Args:
         logits: Float [n, k], the head's.
         rows: What is known of the n inputs.
-        seed: Of the split of the cross-validation.
+        groups: The group of each, as for `held_out`; by default each is its own.
+        seed: Of the split of the cross-validation, which keeps groups together.
 
     Returns:
         None if fewer than `FEWEST_ROWS` rows are of use: leave the head as it is.
@@ -158,10 +177,11 @@ def calibrate(logits: np.ndarray, rows: TargetRows, *, seed: int = 0) -> Calibra
     useful = (rows.objective != Objective.REWARD) & (rows.weight > 0)
     if useful.sum() < FEWEST_ROWS:
         return None
+    group = _numbered(range(len(rows)) if groups is None else groups)[useful]
     logits, rows = np.asarray(logits[useful], np.float32), rows.part(useful)
     with threads_for(logits.size):
-        options = _options_with_bias(rows)
-        if len(options) and not _biases_help(logits, rows, options, seed):
+        options = _options_with_bias(rows, group)
+        if len(options) and not _biases_help(logits, rows, options, group, seed):
             options = options[:0]
         temperature, bias = _fitted(logits, rows, options)
         return Calibration(temperature, bias, len(rows), _loss(logits, rows), _loss(logits / temperature + bias, rows))
@@ -237,19 +257,30 @@ def recall_at_k(logits: np.ndarray, rows: TargetRows) -> dict[int, float]:
     return {k: float(top_k_accuracy_score(labels, scores, k=k, labels=every)) for k in RECALL_AT if k < options}
 
 
+def _numbered(groups: Sequence[Hashable]) -> np.ndarray:
+    """Int [n]: the groups by number, in the order in which they first come."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[group] for group in groups], int)
+
+
 def _settled(rows: TargetRows) -> np.ndarray:
     return np.asarray(rows.target.max(axis=1) >= SETTLED * rows.target.sum(axis=1))
 
 
-def _options_with_bias(rows: TargetRows) -> np.ndarray:
-    labels = rows.target[_settled(rows)].argmax(axis=1)
-    return np.flatnonzero(np.bincount(labels, minlength=rows.target.shape[1]) >= ROWS_A_BIAS)
+def _options_with_bias(rows: TargetRows, group: np.ndarray) -> np.ndarray:
+    """Options with data enough, where the rows of one group, int [n], count once: they are no independent evidence."""
+    settled = _settled(rows)
+    pairs = np.unique(np.stack([group, rows.target.argmax(axis=1)], axis=1)[settled], axis=0)
+    return np.flatnonzero(np.bincount(pairs[:, 1], minlength=rows.target.shape[1]) >= ROWS_A_BIAS)
 
 
-def _biases_help(logits: np.ndarray, rows: TargetRows, options: np.ndarray, seed: int) -> bool:
-    """Whether biases of these options lower the loss in cross-validation."""
+def _biases_help(logits: np.ndarray, rows: TargetRows, options: np.ndarray, group: np.ndarray, seed: int) -> bool:
+    """Whether biases of these options lower the loss in cross-validation over the groups, int [n]."""
+    groups = np.unique(group)
     losses = np.zeros(2)
-    for fit, test in KFold(FOLDS, shuffle=True, random_state=seed).split(logits):
+    for _, left in KFold(FOLDS, shuffle=True, random_state=seed).split(groups):
+        test = np.isin(group, groups[left])
+        fit = ~test
         for choice, biased in enumerate((options[:0], options)):
             temperature, bias = _fitted(logits[fit], rows.part(fit), biased)
             losses[choice] += _loss(logits[test] / temperature + bias, rows.part(test)) * rows.weight[test].sum()

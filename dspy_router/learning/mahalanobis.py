@@ -3,8 +3,11 @@
     min_o [(x - μ_o)ᵀ C⁻¹ (x - μ_o)] - (x - μ)ᵀ G⁻¹ (x - μ)
 
 with the options' means μ_o and the mean μ of all rows, the covariance C within options, shared by them, and G of all
-rows (Ren et al. 2021, "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection"). Both covariances are
-shrunk as in Ledoit and Wolf 2004, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices".
+rows (Ren et al. 2021, "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection"). C is shrunk as in
+Ledoit and Wolf 2004, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices", and G = C + B with the
+covariance B of the options' means, as the total covariance is. Then C⁻¹ - G⁻¹ has no negative eigenvalue. If G were
+shrunk on its own, it would: where rows are few for their dimension, as an agent's steps are, inputs would count as the
+more familiar the farther they lie in directions in which training never went.
 """
 
 from dataclasses import dataclass
@@ -48,8 +51,9 @@ class RelativeMahalanobis:
         everything: np.ndarray = np.eye(vectors.shape[1])
         within = everything
         if free >= max(count, FEWEST_FREE):
-            within = np.linalg.inv(_covariance(centered - means[options]) * len(vectors) / free)
-            everything = np.linalg.inv(_covariance(centered))
+            covariance = _covariance(centered - means[options]) * len(vectors) / free
+            within = np.linalg.inv(covariance)
+            everything = np.linalg.inv(covariance + (means.T * rows) @ means / len(vectors))
         linear = means @ within
         constant = (linear * means).sum(axis=1)
         return cls(*(np.asarray(part, np.float32) for part in (center, within - everything, linear, constant)))

@@ -1,8 +1,8 @@
 """After a fit: probabilities that say how often they are right, and a record of what was seen.
 
-A fifth of a field's rows is set aside, a second head is fitted to the others, and its logits for the fifth show how
-sure a head may be of what it has not seen. What is found there is applied to the head that was fitted to all rows.
-Lists are calibrated in their own way: see `dspy_router.learning.list_calibration`.
+A fifth of a field's rows is set aside, whole examples at a time, a second head is fitted to the others, and its logits
+for the fifth show how sure a head may be of what it has not seen. What is found there is applied to the head that was
+fitted to all rows. Lists are calibrated in their own way: see `dspy_router.learning.list_calibration`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -141,7 +141,7 @@ def _calibrated(
     logits = head.logits(seen.vectors)
     # Of what is remembered, no head is at hand that has not learned from it.
     new = np.arange(seen.remembered, len(seen.rows))
-    mask = held_out(len(new), seed)
+    mask = held_out(entry.examples, seed)
     calibration = field = held = None
     if mask is not None:
         held, rest = new[mask], new[~mask]
@@ -150,7 +150,8 @@ def _calibrated(
             entry.anchor.put_into(other)
         fit_head(other, seen.vectors[rest], seen.rows.part(rest), anchor=entry.anchor)
         logits[held] = other.logits(seen.vectors[held])
-        calibration = calibrate(logits[held], seen.rows.part(held), seed=seed)
+        groups = [entry.examples[row] for row in np.flatnonzero(mask)]
+        calibration = calibrate(logits[held], seen.rows.part(held), groups=groups, seed=seed)
         if calibration is not None:
             field = _report(entry, calibration, logits[held], seen.rows.part(held))
             logits = calibration(logits)

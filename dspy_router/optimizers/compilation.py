@@ -123,7 +123,12 @@ class Compilation:
         before, after, basis = train_before, train_after, "the training rows (no valset to check on)"
         if validation_before is not None and validation_after is not None:
             before, after, basis = validation_before, validation_after, f"{len(self.valset)} validation examples"
-        helped = after >= before
+        # Rows flatter the heads that were fitted to them, and rewards for what the student decides already say nothing
+        # new: what was learned before stays unless they show a gain.
+        only_tried = all(row.source in TRIED for row in self.feedback)
+        relearned = validation_after is None and only_tried and all(entry.anchor is not None for entry in rows)
+        helped = after > before if relearned else after >= before
+        compared = "is worse than" if after < before else "is no worse than" if helped else "is no better than"
         if helped:
             self.use(trained)
         frontier_points, cost_unit = self.frontier()
@@ -137,7 +142,7 @@ class Compilation:
             validation_after=validation_after if helped else validation_before,
             validation_candidate=validation_after,
             kept="trained" if helped else "student",
-            reason=f"{after:.3f} {'is no worse than' if helped else 'is worse than'} {before:.3f} on {basis}",
+            reason=f"{after:.3f} {compared} {before:.3f} on {basis}",
             seconds=time.perf_counter() - started,
             seed=self.settings.seed,
             noise=self.reading.noise,

@@ -141,7 +141,8 @@ class RouteFinetune(Teleprompter):
             teacher: A program whose decisions are learned, such as the one with the LM planner; or a list of one, as
                 `dspy.BetterTogether` hands it over.
             valset: Examples on which the result must be no worse than the student. Without a valset the
-                training rows stand in, which is a weaker check; the report says so.
+                training rows stand in, which is a weaker check; the report says so. A student that was trained
+                before and is taught by rewards alone then stays as it is unless the result is better on them.
             feedback: Rows logged earlier, or the path of a log (see `record_decisions`). Rows that do not fit the
                 program's routes are counted in the report by reason.
 

@@ -26,11 +26,12 @@ TELLING = 0.999  # likelihoods that are all at least this say nothing
 
 @dataclass(frozen=True)
 class FieldRows:
-    """The texts one field's head learns from, what is known of each, and what the head had learned before."""
+    """The texts one field's head learns from, the example of each, what is known of it, and what was learned before."""
 
     route: DifferentiableRoute
     field: DecisionField
     texts: list[str]
+    examples: list[str]
     rows: TargetRows | ListRows
     anchor: Anchor | None = None
 
@@ -92,11 +93,13 @@ def field_rows(
     fields = decided_fields(routes)
     tried = [row for row in feedback if row.source in TRIED and row.has_reward]
     targets: dict[FieldKey, TextTargets] = {key: {} for key in fields}
-    for row in feedback:
-        if row.source == "teacher":
-            _put(targets, row, *_taught(row, fields))
     labels = [row for row in feedback if row.source in ("label", "synthetic")]
     labelled = {(row.route, row.field, row.example, row.text) for row in labels}
+    for row in feedback:
+        if row.source == "teacher" and (row.route, row.field, row.example, row.text) not in labelled:
+            # Runs of one example may meet a text in other states, or decide differently.
+            step = f"{row.run}/{row.occurrence}" if row.run not in ("", row.example) else ""
+            _put(targets, row, *_taught(row, fields), step)
     tried_targets = graded_targets if reading.graded(tried) else _outcome_targets
     for key, found in tried_targets(routes, tried, reading).items():
         targets[key].update({name: entry for name, entry in found.items() if (*key, *name[:2]) not in labelled})
@@ -125,11 +128,12 @@ def _field_rows(
         return None
     if field.several:
         return FieldRows(route, field, *_listed(targets), anchor)
-    return FieldRows(route, field, [text for _, text, _ in targets[0]], _joined(targets[0]), anchor)
+    examples, texts, _ = zip(*targets[0], strict=True)
+    return FieldRows(route, field, list(texts), list(examples), _joined(targets[0]), anchor)
 
 
-def _listed(targets: Sequence[TextTargets]) -> tuple[list[str], ListRows]:
-    """Texts, and what is known of each option there: as many rows of an example's text as are known of one option."""
+def _listed(targets: Sequence[TextTargets]) -> tuple[list[str], list[str], ListRows]:
+    """Texts and examples, and what is known of each option: as many rows of both as are known of one option."""
     places: dict[tuple[str, str, int], int] = {}
     entries = []
     for option, found in enumerate(targets):
@@ -141,7 +145,7 @@ def _listed(targets: Sequence[TextTargets]) -> tuple[list[str], ListRows]:
     rows = ListRows.unknown(len(places), len(targets))
     for row, option, objective, target, weight in entries:
         rows.objective[row, option], rows.target[row, option], rows.weight[row, option] = objective, target, weight
-    return [text for _, text, _ in places], rows
+    return [text for _, text, _ in places], [example for example, _, _ in places], rows
 
 
 def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardReading) -> dict[FieldKey, TextTargets]:
@@ -168,8 +172,10 @@ def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardR
     return found
 
 
-def _put(targets: dict[FieldKey, TextTargets], row: Feedback, objective: Objective, target: np.ndarray) -> None:
-    targets[row.route, row.field][row.example, row.text, ""] = (objective, target, row.weight)
+def _put(
+    targets: dict[FieldKey, TextTargets], row: Feedback, objective: Objective, target: np.ndarray, step: str = ""
+) -> None:
+    targets[row.route, row.field][row.example, row.text, step] = (objective, target, row.weight)
 
 
 def _taught(row: Feedback, fields: Mapping[FieldKey, DecisionField]) -> tuple[Objective, np.ndarray]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import dspy
 import pytest
@@ -9,6 +10,7 @@ from dspy_router.agent.imitation import Episode, Step, imitation_rows, react_epi
 from dspy_router.agent.state import StepState
 from dspy_router.encoders.step import StepEncoder
 from dspy_router.feedback import read_feedback, write_feedback
+from dspy_router.optimizers.learner import field_rows
 from tests.conftest import bag_of_words
 
 NAMES = ("search", "calculator", "finish")
@@ -111,6 +113,22 @@ def test_a_route_learns_the_steps_and_from_good_runs_more(tmp_path: object) -> N
 
     assert learned(0.0) == ["search", "finish"]
     assert learned(1.0) == ["calculator", "finish"]
+
+
+def test_runs_of_a_task_keep_all_their_steps_and_are_held_out_together() -> None:
+    episodes = [episode("a", first, 1.0, trial=trial) for trial, first in enumerate(["search", "search", "calculator"])]
+    route = DifferentiableRoute("state -> next_tool", tools=NAMES, encoder=StepEncoder(bag_of_words, NAMES[:2]))
+    [found] = field_rows({"self": route}, imitation_rows(episodes, candidates=NAMES, route="self"))
+    assert found.examples == ["a"] * 6
+    assert found.rows.target.argmax(axis=1).tolist() == [0, 2, 0, 2, 1, 2]
+
+
+def test_a_label_of_a_state_overrules_the_runs() -> None:
+    rows = imitation_rows([episode("a", "search", 1.0)], candidates=NAMES, route="self")
+    label = replace(rows[0], source="label", chosen="calculator", run="", weight=1.0)
+    route = DifferentiableRoute("state -> next_tool", tools=NAMES, encoder=StepEncoder(bag_of_words, NAMES[:2]))
+    [found] = field_rows({"self": route}, [label, *rows])
+    assert found.rows.target.argmax(axis=1).tolist() == [2, 1]
 
 
 def test_rows_survive_their_file(tmp_path: pytest.TempPathFactory) -> None:

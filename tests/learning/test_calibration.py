@@ -68,6 +68,16 @@ def test_an_option_with_few_rows_gets_no_bias() -> None:
     assert calibration.bias[3] == 0
 
 
+def test_many_rows_of_few_groups_give_no_bias() -> None:
+    logits, labels = drawn(3000)
+    rows = TargetRows.from_labels(labels, 4)
+    shifted = logits + np.array([2.0, 0, 0, 0], np.float32)
+    for groups, expected in ((range(3000), True), (np.arange(3000) // 10, True), (np.arange(3000) // 300, False)):
+        calibration = calibrate(shifted, rows, groups=list(groups))
+        assert calibration is not None
+        assert calibration.bias.any() == expected
+
+
 def test_a_calibrated_head_has_the_calibrated_logits() -> None:
     random = np.random.default_rng(0)
     head = OptionHead(torch.eye(4, 8))
@@ -114,16 +124,26 @@ def test_too_few_rows_are_left_alone() -> None:
     logits, labels = drawn(FEWEST_ROWS)
     assert calibrate(logits, TargetRows.from_labels(labels, 4)) is not None
     assert calibrate(logits[1:], TargetRows.from_labels(labels[1:], 4)) is None
-    assert held_out(5 * FEWEST_ROWS - 1) is None
+    assert held_out(range(5 * FEWEST_ROWS - 1)) is None
+    assert held_out(["one task"] * 1000) is None
 
 
 def test_a_fifth_is_held_out_by_seed() -> None:
-    first, again, other = held_out(1000), held_out(1000), held_out(1000, seed=1)
+    first, again, other = held_out(range(1000)), held_out(range(1000)), held_out(range(1000), seed=1)
     assert first is not None
     assert other is not None
     assert first.sum() == other.sum() == 200
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+@pytest.mark.parametrize("sizes", [[10] * 100, [1] * 400 + [7] * 50, [300, 500]])
+def test_a_group_is_held_out_whole(sizes: list[int]) -> None:
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    mask = held_out(groups.tolist())
+    assert mask is not None
+    assert not set(groups[mask]) & set(groups[~mask])
+    assert 0.2 * len(groups) <= mask.sum() < len(groups)
 
 
 def test_error_is_that_of_a_hand_count() -> None:

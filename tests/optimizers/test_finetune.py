@@ -436,6 +436,18 @@ def test_a_few_new_rows_do_not_make_a_route_forget_unless_it_is_to_restart() -> 
     assert set(remembered.texts) < set(learned.texts)
 
 
+def test_rewards_for_what_a_trained_route_decides_already_do_not_change_it() -> None:
+    trained = RouteFinetune().compile(fruit_route(), trainset=fruit_requests(120, seed=1, label=True))
+    labelled = fruit_requests(60, seed=2, label=True)
+    right = [example for example in labelled if trained(request=example.request).fruit == example.fruit][:5]
+    optimizer = RouteFinetune(right_fruit)
+    again = optimizer.compile(trained, trainset=[example.without("fruit") for example in right])
+    assert weights(again) == weights(trained)
+    assert optimizer.report.rollouts == 5
+    assert optimizer.report.kept == "student"
+    assert "is no better than 1.000 on the training rows" in str(optimizer.report)
+
+
 def test_exploring_starts_from_what_a_trained_route_knows() -> None:
     trained = RouteFinetune().compile(fruit_route(), trainset=fruit_requests(120, seed=1, label=True))
     optimizer = RouteFinetune(right_fruit)
