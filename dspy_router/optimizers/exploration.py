@@ -34,10 +34,11 @@ FRESH_SHARE = 0.3  # of a round, for examples never run before; of 0.3, 0.5, 0.7
 REPEATS = 200  # most runs made twice to see whether the metric is noisy
 REPEATED_SHARE = 0.01  # of the budget, but
 FEWEST_REPEATS, LARGEST_REPEATED_SHARE = 30, 0.05  # where it is small, enough to notice a noise of 10 %
-# Nats. Rollouts that promise less are saved: of an option that is the only one left, or, where the metric is noisy, of
-# what is known well enough.
+# Nats. Rollouts that promise less are saved: of what is known well enough.
 SMALLEST_GAIN = 1e-5
 SMALLEST_NOISY_GAIN = 1e-3
+# After all others failed, the last option is tried where it is at least so likely that none is right; else presumed.
+SMALLEST_DOUBT = 0.05
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,8 @@ def _candidates(
         likely = lifted[row, option]
         ahead = np.where((successes + failures)[row, option] > 0, 1.0, onward[key])
         gain = information(np.clip(posterior.reach * likely * ahead, 0.0, 1.0), noise)
-        worth = (likely >= 0) & (gain > (SMALLEST_NOISY_GAIN if noise else SMALLEST_GAIN))
+        presumed = (likely > 0) & ((open_[key] & ~closed).sum(axis=1) == 1) & (posterior.reach > 1 - SMALLEST_DOUBT)
+        worth = (likely >= 0) & ~presumed & (gain > (SMALLEST_NOISY_GAIN if noise else SMALLEST_GAIN))
         found += [(float(gain[index]), Choice(key, int(index), int(option[index]))) for index in np.flatnonzero(worth)]
     return found
 
