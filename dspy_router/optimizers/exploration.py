@@ -234,8 +234,13 @@ def _candidates(
         row = np.arange(len(option))
         likely = lifted[row, option]
         ahead = np.where((successes + failures)[row, option] > 0, 1.0, onward[key])
-        gain = information(np.clip(posterior.reach * likely * ahead, 0.0, 1.0), noise)
-        presumed = (likely > 0) & ((open_[key] & ~closed).sum(axis=1) == 1) & (posterior.reach > 1 - SMALLEST_DOUBT)
+        # That no option is right makes an outcome worth less, and is not itself what is asked, except of the last left.
+        first = np.array([decided.parent is None for decided in evidence.decisions[key]])
+        chance = np.where(first, 1.0, posterior.reach) * likely * ahead
+        gain = np.where(first, posterior.reach, 1.0) * information(np.clip(chance, 0.0, 1.0), noise)
+        left = first & ((open_[key] & ~closed).sum(axis=1) == 1)
+        gain = np.where(left, information(posterior.reach * ahead, noise), gain)
+        presumed = left & (posterior.reach > 1 - SMALLEST_DOUBT)
         worth = (likely >= 0) & ~presumed & (gain > (SMALLEST_NOISY_GAIN if noise else SMALLEST_GAIN))
         found += [(float(gain[index]), Choice(key, int(index), int(option[index]))) for index in np.flatnonzero(worth)]
     return found
