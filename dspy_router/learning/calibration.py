@@ -15,8 +15,8 @@ targets likewise). Of none, this, half an error, an error at any wrong option an
 5,000 rows on validation rows of SNIPS, BANKING77 and CLINC150, the expected calibration error hardly differed (0.024 to
 0.025 on average); the loss fell from 0.433 to 0.427.
 
-Options with at least `ROWS_A_BIAS` of the rows also get a bias, with a standard normal prior, but only if that lowers
-the loss in cross-validation over the held-out rows.
+Options with at least `ROWS_A_BIAS` of the rows, each of another group, also get a bias, with a standard normal prior,
+but only if that lowers the loss in cross-validation over the held-out rows.
 
 Rows whose targets are rewards take no part: the expected reward is highest where T is 0, whatever the truth.
 """
