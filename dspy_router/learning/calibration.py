@@ -198,7 +198,9 @@ def calibrate(
     group = _numbered(range(len(rows)) if groups is None else groups)[useful]
     logits, rows = np.asarray(logits[useful], np.float32), rows.part(useful)
     with threads_for(logits.size):
-        options = _options_with_bias(rows, group)
+        # Only errors show that an option is claimed too often.
+        wrong = rows.worth(logits.argmax(axis=1)) < 1
+        options = _options_with_bias(rows, group) if wrong.any() else np.zeros(0, int)
         crossed = _cross_fitted(logits, rows, options[:0], group, seed)
         if len(options) and crossed is not None:
             biased = _cross_fitted(logits, rows, options, group, seed)

@@ -22,9 +22,9 @@ example on which everything failed says nothing. How often that happens is learn
 
     Σ_examples log((1 - ρ) Z + ρ) + log ρ + log(1 - ρ),    Z = mean of L over all that could be chosen
 
-The last two terms are a Beta(2, 2) prior, worth one example with a right path and one without. n examples with a success
-and m on which all options failed give (1 + m) / (2 + n + m); one that is between the two hardly moves it. Z leaves out
-what the policy thinks: fitted to the same outcomes, it is sure of whatever they have not yet ruled out.
+The last two terms are a Beta(2, 2) prior, worth one example with a right path and one without. n examples with a
+success and m on which all options failed give (1 + m) / (2 + n + m); one that is between the two hardly moves it. Z
+leaves out what the policy thinks: fitted to the same outcomes, it is sure of whatever they have not yet ruled out.
 """
 
 from collections import defaultdict
