@@ -4,9 +4,19 @@ A head is calibrated on rows it was not fitted to, by a temperature T and, where
 
     calibrated logits = logits / T + b
 
-T minimises the loss of the held-out rows (Guo et al. 2017, "On Calibration of Modern Neural Networks"). Options with at
-least `ROWS_A_BIAS` of those rows, each of another group, also get a bias, with a standard normal prior, but only if
-that lowers the loss in cross-validation over the held-out rows.
+T minimises the loss of the held-out rows (Guo et al. 2017, "On Calibration of Modern Neural Networks") and of one error
+more, spread over what would have been the likeliest wrong option of each:
+
+    Σ_rows loss - mean_rows log p(likeliest wrong option)
+
+Where no held-out row is wrong, the first sum alone is smallest at T = 0: certainty about everything. With the error, n
+right ones of n are as good as n of n + 1 (Platt 1999, "Probabilistic Outputs for Support Vector Machines", smooths his
+targets likewise). Of none, this, half an error, an error at any wrong option and a normal prior on log T, with 250 to
+5,000 rows on validation rows of SNIPS, BANKING77 and CLINC150, the expected calibration error hardly differed (0.024 to
+0.025 on average); the loss fell from 0.433 to 0.427.
+
+Options with at least `ROWS_A_BIAS` of the rows, each of another group, also get a bias, with a standard normal prior,
+but only if that lowers the loss in cross-validation over the held-out rows.
 
 Rows whose targets are rewards take no part: the expected reward is highest where T is 0, whatever the truth.
 """
@@ -45,6 +55,8 @@ class Calibration:
         rows: Held-out rows it was fitted to.
         loss_before: Their mean loss without it.
         loss: Their mean loss with it; these are the rows it was fitted to.
+        cross_fitted: Float32 [rows, k], their calibrated logits, each by a fit to other rows; None if all are of one
+            group.
     """
 
     temperature: float
@@ -52,6 +64,12 @@ class Calibration:
     rows: int
     loss_before: float
     loss: float
+    cross_fitted: np.ndarray | None
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether the temperature is as far from 1 as is allowed, so that no value of it fits well."""
+        return abs(float(np.log(self.temperature))) > LARGEST_LOG_TEMPERATURE - 0.01
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated logits, of the shape and type of `logits` [n, k]."""
@@ -174,17 +192,31 @@ def calibrate(
     """
     if logits.shape != rows.target.shape:
         raise ValueError(f"Logits {logits.shape} and targets {rows.target.shape}: expected the same, [n, k].")
-    useful = (rows.objective != Objective.REWARD) & (rows.weight > 0)
+    useful = useful_rows(rows)
     if useful.sum() < FEWEST_ROWS:
         return None
     group = _numbered(range(len(rows)) if groups is None else groups)[useful]
     logits, rows = np.asarray(logits[useful], np.float32), rows.part(useful)
     with threads_for(logits.size):
-        options = _options_with_bias(rows, group)
-        if len(options) and not _biases_help(logits, rows, options, group, seed):
-            options = options[:0]
+        # Only errors show that an option is claimed too often.
+        wrong = rows.worth(logits.argmax(axis=1)) < 1
+        options = _options_with_bias(rows, group) if wrong.any() else np.zeros(0, int)
+        crossed = _cross_fitted(logits, rows, options[:0], group, seed)
+        if len(options) and crossed is not None:
+            biased = _cross_fitted(logits, rows, options, group, seed)
+            assert biased is not None
+            if _loss(biased, rows) < _loss(crossed, rows):
+                crossed = biased
+            else:
+                options = options[:0]
         temperature, bias = _fitted(logits, rows, options)
-        return Calibration(temperature, bias, len(rows), _loss(logits, rows), _loss(logits / temperature + bias, rows))
+        loss = _loss(logits / temperature + bias, rows)
+        return Calibration(temperature, bias, len(rows), _loss(logits, rows), loss, crossed)
+
+
+def useful_rows(rows: TargetRows) -> np.ndarray:
+    """Bool [n]: rows that say which option is right, and not only what one earns."""
+    return np.asarray((rows.objective != Objective.REWARD) & (rows.weight > 0))
 
 
 def reliability(probabilities: np.ndarray, right: np.ndarray, bins: int = 15) -> Reliability:
@@ -274,25 +306,37 @@ def _options_with_bias(rows: TargetRows, group: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.bincount(pairs[:, 1], minlength=rows.target.shape[1]) >= ROWS_A_BIAS)
 
 
-def _biases_help(logits: np.ndarray, rows: TargetRows, options: np.ndarray, group: np.ndarray, seed: int) -> bool:
-    """Whether biases of these options lower the loss in cross-validation over the groups, int [n]."""
-    groups = np.unique(group)
-    losses = np.zeros(2)
-    for _, left in KFold(FOLDS, shuffle=True, random_state=seed).split(groups):
+def _cross_fitted(
+    logits: np.ndarray, rows: TargetRows, options: np.ndarray, group: np.ndarray, seed: int
+) -> np.ndarray | None:
+    """Logits of each row as the other folds of the groups, int [n], calibrate them; None if there is but one group."""
+    groups, found = np.unique(group), np.empty_like(logits)
+    if len(groups) < 2:
+        return None
+    for _, left in KFold(min(FOLDS, len(groups)), shuffle=True, random_state=seed).split(groups):
         test = np.isin(group, groups[left])
-        fit = ~test
-        for choice, biased in enumerate((options[:0], options)):
-            temperature, bias = _fitted(logits[fit], rows.part(fit), biased)
-            losses[choice] += _loss(logits[test] / temperature + bias, rows.part(test)) * rows.weight[test].sum()
-    return bool(losses[1] < losses[0])
+        temperature, bias = _fitted(logits[~test], rows.part(~test), options)
+        found[test] = logits[test] / temperature + bias
+    return found
 
 
 def _loss(logits: np.ndarray, rows: TargetRows) -> float:
     return float(rows.loss()(torch.from_numpy(logits.astype(np.float32))))
 
 
+def _with_an_error(logits: np.ndarray, rows: TargetRows) -> tuple[np.ndarray, TargetRows]:
+    """The rows, and behind them each again as if its likeliest wrong option were right; those count as one."""
+    wrong = np.where(rows.target >= 0.5 * rows.target.max(axis=1, keepdims=True), -np.inf, logits)
+    some = np.isfinite(wrong).any(axis=1)
+    errors = TargetRows.from_labels(wrong[some].argmax(axis=1), wrong.shape[1])
+    weight = rows.weight[some] / rows.weight[some].sum()
+    errors = TargetRows.of(Objective.LIKELIHOOD, errors.target, weight)
+    return np.concatenate([logits, logits[some]]), TargetRows.joined([rows, errors])
+
+
 def _fitted(logits: np.ndarray, rows: TargetRows, options: np.ndarray) -> tuple[float, np.ndarray]:
     """Temperature and biases [k] with the smallest loss; the biases of other than some options are 0."""
+    logits, rows = _with_an_error(logits, rows)
     loss, given = rows.loss(), torch.from_numpy(logits)
     bounds = (-LARGEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE)
     with torch.no_grad():

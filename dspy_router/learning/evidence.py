@@ -11,6 +11,20 @@ With the policy as prior, p(path) = Π p(option at each decision), everything fo
 the leaves up: the likelihood of an option at a decision is that of its outcomes times Σ_o p(o) L(o) of the decision
 that follows. With one decision a run and ε = 0 this is exact partial feedback: a success settles the decision, a
 failure rules its option out. The chance that the right path comes by a decision at all is its reach.
+
+That an example has a right path is an assumption, which a request that no option serves and a metric that cannot be
+pleased both break. With probability ρ none is right and every run fails, which has the likelihood of a path never run:
+
+    L'(t) = (1 - ρ) L(t) + ρ,    for an example's first decision, since Σ_t p(t) = 1
+
+So a failed option keeps a likelihood of ρ, what the failures of all others say of the last one left is bounded, and an
+example on which everything failed says nothing. How often that happens is learned from all examples: ρ maximises
+
+    Σ_examples log((1 - ρ) Z + ρ) + log ρ + log(1 - ρ),    Z = mean of L over all that could be chosen
+
+The last two terms are a Beta(2, 2) prior, worth one example with a right path and one without. n examples with a
+success and m on which all options failed give (1 + m) / (2 + n + m); one that is between the two hardly moves it. Z
+leaves out what the policy thinks: fitted to the same outcomes, it is sure of whatever they have not yet ruled out.
 """
 
 from collections import defaultdict
@@ -19,10 +33,13 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 
 Field = TypeVar("Field", bound=Hashable)
 # No reward is trusted beyond this, so that outcomes that contradict each other leave something possible.
 SMALLEST_NOISE = 1e-9
+SMALLEST_NONE_RIGHT = 1e-12
 
 
 class Choice(NamedTuple):
@@ -47,9 +64,10 @@ class Posterior:
     """What is known of the n decisions of one field.
 
     Attributes:
-        likelihood: Float32 [n, k], the likelihood of all outcomes for each option, 1 for the likeliest.
-        probability: Float32 [n, k], the policy's, made up with the likelihood; rows sum to one.
-        reach: Float32 [n], the chance that the right path comes by.
+        likelihood: Float32 [n, k], the likelihood of all outcomes for each option, 1 for the likeliest. At an
+            example's first decision that none is right is allowed for; at later ones, it is part of the reach.
+        probability: Float32 [n, k], the policy's, made up with the outcomes, if one is right; rows sum to one.
+        reach: Float32 [n], the chance that there is a right path and that it comes by.
     """
 
     likelihood: np.ndarray
@@ -126,35 +144,77 @@ class RunEvidence(Generic[Field]):
                     found[decided.parent.row, decided.parent.option] = True
         return found
 
-    def posterior(self, policies: Mapping[Field, np.ndarray], noise: float = 0.0) -> dict[Field, Posterior]:
+    def none_right(self, open_: Mapping[Field, np.ndarray], noise: float = 0.0) -> float:
+        """The probability ρ that an example has no right path; 1/2 before any outcome.
+
+        Args:
+            open_: What could be chosen at each field's decisions: bool [n, k].
+            noise: Share of rewards that are wrong, in [0, 0.5).
+
+        Example:
+            >>> evidence = RunEvidence({"tool": 2})
+            >>> for example in range(6):
+            ...     evidence.observe(example, [("tool", "how far?", 0)], success=example > 0)
+            >>> evidence.observe(0, [("tool", "how far?", 1)], success=False)
+            >>> round(evidence.none_right({"tool": np.ones((6, 2), bool)}), 3)  # (1 + 1) / (2 + 5 + 1)
+            0.25
+        """
+        even = {field: mask / np.maximum(mask.sum(axis=1, keepdims=True), 1) for field, mask in open_.items()}
+        evidence = self._evidence(even, noise)
+        logs = [_log_mean(even[field], entries)[self._first(field)] for field, entries in evidence.items()]
+        # Of an overwhelming success, the size does not matter.
+        mean = np.exp(np.minimum(np.concatenate([np.zeros(0), *logs]), 100.0))
+
+        def slope(none: float) -> float:
+            return float(((1 - mean) / ((1 - none) * mean + none)).sum() + 1 / none - 1 / (1 - none))
+
+        return float(brentq(slope, SMALLEST_NONE_RIGHT, 1 - SMALLEST_NONE_RIGHT, xtol=SMALLEST_NONE_RIGHT))
+
+    def posterior(
+        self, policies: Mapping[Field, np.ndarray], noise: float = 0.0, none_right: float = 0.0
+    ) -> dict[Field, Posterior]:
         """What the outcomes and the policy together say of every decision.
 
         Args:
             policies: The policy's probabilities at each field's decisions, float [n, k].
             noise: Share of rewards that are wrong, in [0, 0.5).
+            none_right: The probability ρ that an example has no right path, in [0, 1).
         """
+        none_right = max(none_right, SMALLEST_NONE_RIGHT)
+        evidence = self._evidence(policies, noise)
+        found = {}
+        for field, entries in evidence.items():
+            first = self._first(field)
+            some = logit(1 - none_right) + _log_mean(policies[field], entries)
+            reach = np.where(first, expit(some), 1.0).astype(np.float32)
+            allowed = np.logaddexp(entries + np.log1p(-none_right), np.log(none_right))
+            likelihood = _relative(np.where(first[:, None], allowed, entries))
+            probability = np.maximum(policies[field].astype(np.float32), 1e-30) * _relative(entries)
+            probability /= probability.sum(axis=1, keepdims=True)
+            found[field] = Posterior(likelihood, probability, reach)
+        for _, field, rows, parents in self._levels():
+            found[field].reach[rows] = [
+                found[p.field].reach[p.row] * found[p.field].probability[p.row, p.option] for p in parents
+            ]
+        return found
+
+    def _evidence(self, policies: Mapping[Field, np.ndarray], noise: float) -> dict[Field, np.ndarray]:
+        """Log L of every option, float32 [n, k], with what followed it summed over the policy."""
         noise = max(noise, SMALLEST_NOISE)
         step = float(np.log((1 - noise) / noise))
         evidence: dict[Field, np.ndarray] = {}
         for field in self.options:
             successes, failures = self.outcomes(field)
             evidence[field] = (step * (successes - failures)).astype(np.float32)
-        levels = self._levels()
-        for _, field, rows, parents in reversed(levels):
+        for _, field, rows, parents in reversed(self._levels()):
             value = _log_mean(policies[field][rows], evidence[field][rows])
             for parent, entry in zip(parents, value.tolist(), strict=True):
                 evidence[parent.field][parent.row, parent.option] += entry
-        found = {}
-        for field, entries in evidence.items():
-            likelihood = np.exp(entries - entries.max(axis=1, keepdims=True, initial=-np.inf))
-            probability = np.maximum(policies[field].astype(np.float32), 1e-30) * likelihood
-            probability /= probability.sum(axis=1, keepdims=True)
-            found[field] = Posterior(likelihood, probability, np.ones(len(entries), np.float32))
-        for _, field, rows, parents in levels:
-            found[field].reach[rows] = [
-                found[p.field].reach[p.row] * found[p.field].probability[p.row, p.option] for p in parents
-            ]
-        return found
+        return evidence
+
+    def _first(self, field: Field) -> np.ndarray:
+        """Bool [n]: decisions that no other comes before."""
+        return np.array([decided.parent is None for decided in self.decisions[field]], bool)
 
     def _levels(self) -> list[tuple[int, Field, np.ndarray, list[Choice]]]:
         """The decisions that follow another, by depth and field, with the choices that led to them."""
@@ -169,7 +229,12 @@ class RunEvidence(Generic[Field]):
         ]
 
 
+def _relative(evidence: np.ndarray) -> np.ndarray:
+    """Likelihoods by their logarithms, float32 [n, k], the largest of a row 1."""
+    return np.asarray(np.exp(evidence - evidence.max(axis=1, keepdims=True, initial=-np.inf)), np.float32)
+
+
 def _log_mean(policy: np.ndarray, evidence: np.ndarray) -> np.ndarray:
     """Log Σ_o p(o) exp(evidence(o)), row by row."""
-    highest = evidence.max(axis=1, keepdims=True)
+    highest = evidence.max(axis=1, keepdims=True, initial=-np.inf)
     return np.log((policy * np.exp(evidence - highest)).sum(axis=1) + 1e-30) + highest[:, 0]

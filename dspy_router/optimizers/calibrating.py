@@ -14,7 +14,15 @@ from scipy.special import expit
 
 from dspy_router.folded import softmax
 from dspy_router.heads import OptionHead
-from dspy_router.learning.calibration import Calibration, Reliability, calibrate, held_out, recall_at_k, reliability
+from dspy_router.learning.calibration import (
+    Calibration,
+    Reliability,
+    calibrate,
+    held_out,
+    recall_at_k,
+    reliability,
+    useful_rows,
+)
 from dspy_router.learning.description_transfer import DescriptionTransfer
 from dspy_router.learning.familiarity import build_reference
 from dspy_router.learning.fit import fit_head
@@ -22,7 +30,7 @@ from dspy_router.learning.list_calibration import calibrate_list, description_tr
 from dspy_router.learning.list_rows import ListRows
 from dspy_router.learning.new_options import fit_transfer
 from dspy_router.learning.reference import TEXT_LENGTH, Reference
-from dspy_router.learning.rows import Objective, TargetRows
+from dspy_router.learning.rows import TargetRows
 from dspy_router.list_heads import ListHead
 from dspy_router.optimizers.learner import FieldRows
 from dspy_router.training_record import TrainingRecord
@@ -38,19 +46,30 @@ class FieldCalibration:
         field: The output field.
         rows: Held-out rows.
         temperature: What the logits were divided by.
+        at_bound: Whether that is the least or the most allowed.
         biases: Options that got a bias of their own.
         before: Reliability on the held-out rows as the fit left it.
-        after: With temperature and biases, which were fitted to the same rows.
+        after: With temperature and biases.
+        cross_fitted: Whether those were fitted to other rows for each, in folds; else to the same rows, which flatters.
         recall: By k, how often the right option is among the k likeliest on the held-out rows; empty for a list.
     """
 
     field: str
     rows: int
     temperature: float
+    at_bound: bool
     biases: int
     before: Reliability
     after: Reliability
+    cross_fitted: bool
     recall: Mapping[int, float]
+
+    @property
+    def basis(self) -> str:
+        """What the figures rest on, in a line."""
+        fitted = "calibrated in folds" if self.cross_fitted else "the same it was calibrated on"
+        bound = ", at its bound" if self.at_bound else ""
+        return f"{self.rows:,} held-out rows, {fitted}; temperature {self.temperature:.2f}{bound}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-compatible."""
@@ -58,9 +77,11 @@ class FieldCalibration:
             "field": self.field,
             "rows": self.rows,
             "temperature": self.temperature,
+            "temperature_at_bound": self.at_bound,
             "biases": self.biases,
             "expected_calibration_error_before": self.before.error,
             "expected_calibration_error": self.after.error,
+            "cross_fitted": self.cross_fitted,
             "reliability_before": self.before.to_dict(),
             "reliability": self.after.to_dict(),
             "recall": {str(k): share for k, share in self.recall.items()},
@@ -182,17 +203,21 @@ def _calibrated_list(
         field=entry.field.name,
         rows=len(seen.rows),
         temperature=calibration.temperature,
+        at_bound=False,
         biases=int(np.count_nonzero(calibration.bias)),
         before=measured(seen.logits),
         after=measured(calibration(seen.logits)),
+        cross_fitted=False,
         recall={},
     )
 
 
 def _report(entry: FieldRows, calibration: Calibration, logits: np.ndarray, rows: TargetRows) -> FieldCalibration:
     # Where rewards are graded there is no right and wrong to compare with.
-    settled = rows.objective != Objective.REWARD
-    rows, logits = rows.part(settled), logits[settled]
+    useful = useful_rows(rows)
+    rows, logits = rows.part(useful), logits[useful]
+    crossed = calibration.cross_fitted
+    calibrated = calibration(logits) if crossed is None else crossed
 
     def measured(values: np.ndarray) -> Reliability:
         policy = softmax(values)
@@ -202,8 +227,10 @@ def _report(entry: FieldRows, calibration: Calibration, logits: np.ndarray, rows
         field=entry.field.name,
         rows=len(rows),
         temperature=calibration.temperature,
+        at_bound=calibration.at_bound,
         biases=int(np.count_nonzero(calibration.bias)),
         before=measured(logits),
-        after=measured(calibration(logits)),
-        recall=recall_at_k(calibration(logits), rows),
+        after=measured(calibrated),
+        cross_fitted=crossed is not None,
+        recall=recall_at_k(calibrated, rows),
     )

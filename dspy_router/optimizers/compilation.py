@@ -42,6 +42,7 @@ from dspy_router.optimizers.sources import (
     site_texts,
     teacher_feedback,
 )
+from dspy_router.optimizers.successes import Successes
 from dspy_router.parameter import RouteParameter
 from dspy_router.tracing import metrics_logs
 
@@ -112,6 +113,8 @@ class Compilation:
         validation_before = self.validate("validation of the student")
         self.progress.figure("validation_before", validation_before)
         self.gather()
+        successes = Successes.among(self.feedback, self.reading)
+        successes.warn()
         rows = self.fit()
         calibration = calibrate_routes(rows, self.settings.seed)
         train_after = agreement(rows)
@@ -126,23 +129,26 @@ class Compilation:
         # Rows flatter the heads that were fitted to them, and rewards for what the student decides already say nothing
         # new: what was learned before stays unless they show a gain.
         only_tried = all(row.source in TRIED for row in self.feedback)
-        relearned = validation_after is None and only_tried and all(entry.anchor is not None for entry in rows)
-        helped = after > before if relearned else after >= before
+        relearned = only_tried and all(entry.anchor is not None for entry in rows)
+        gained = train_after > train_before if relearned else train_after >= train_before
+        # A draw on the validation set is broken by the training rows; without any there is nothing to keep.
+        helped = bool(rows) and (after > before or (after == before and gained))
         compared = "is worse than" if after < before else "is no worse than" if helped else "is no better than"
         if helped:
             self.use(trained)
         frontier_points, cost_unit = self.frontier()
         self.report = FinetuneReport(
             rows=dict(Counter(row.source for row in self.feedback)),
+            successes=successes,
             set_aside=dict(+self.set_aside),
             noted=dict(+self.noted),
-            train_before=train_before,
-            train_after=train_after if helped else train_before,
+            train_before=train_before if rows else None,
+            train_after=(train_after if helped else train_before) if rows else None,
             validation_before=validation_before,
             validation_after=validation_after if helped else validation_before,
             validation_candidate=validation_after,
             kept="trained" if helped else "student",
-            reason=f"{after:.3f} {compared} {before:.3f} on {basis}",
+            reason=f"{after:.3f} {compared} {before:.3f} on {basis}" if rows else "nothing was learned",
             seconds=time.perf_counter() - started,
             seed=self.settings.seed,
             noise=self.reading.noise,
@@ -271,23 +277,24 @@ class Compilation:
         return field_rows(self.routes, self.feedback, self.reading, self.anchors)
 
     def fit(self) -> list[FieldRows]:
-        """Fit all heads to the feedback, and return the rows they were fitted to.
+        """Fit all heads to the feedback, and return the rows they were fitted to: none if no run was a success.
 
         What a shared reward says of each decision depends on the policy, so such rows are made and fitted anew a few
         times: expectation-maximisation.
 
         Raises:
-            RouteError: If the feedback says nothing.
+            RouteError: If there is nothing to learn from.
         """
         validation = field_rows(self.routes, self.labels(self.valset))
         rows: list[FieldRows] = []
         for _ in range(1 if all(row.sole for row in self.feedback) else SHARED_FITS):
             rows = self.rows()
             if not rows:
+                if any(row.source in TRIED and row.has_reward for row in self.feedback):
+                    break
                 raise RouteError(
                     f"Nothing was learned: {len(self.feedback)} rows of feedback say nothing about any option (set "
-                    f"aside: {dict(self.set_aside)}). Give more of it, or check that the metric ever reaches "
-                    f"best_reward={self.settings.best_reward}."
+                    f"aside: {dict(self.set_aside)}). Give more of it."
                 )
             fit_routes(rows, validation, seed=self.settings.seed)
         return rows

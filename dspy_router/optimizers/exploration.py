@@ -34,10 +34,11 @@ FRESH_SHARE = 0.3  # of a round, for examples never run before; of 0.3, 0.5, 0.7
 REPEATS = 200  # most runs made twice to see whether the metric is noisy
 REPEATED_SHARE = 0.01  # of the budget, but
 FEWEST_REPEATS, LARGEST_REPEATED_SHARE = 30, 0.05  # where it is small, enough to notice a noise of 10 %
-# Nats. Rollouts that promise less are saved: of an option that is the only one left, or, where the metric is noisy, of
-# what is known well enough.
+# Nats. Rollouts that promise less are saved: of what is known well enough.
 SMALLEST_GAIN = 1e-5
 SMALLEST_NOISY_GAIN = 1e-3
+# After all others failed, the last option is tried where it is at least so likely that none is right; else presumed.
+SMALLEST_DOUBT = 0.05
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def _candidates(
 ) -> list[tuple[float, Choice]]:
     """For each decision the choice that is worth trying most, with what its outcome would say."""
     policies = policies_at(routes, evidence, open_)
-    posteriors = evidence.posterior(policies, noise)
+    posteriors = evidence.posterior(policies, noise, evidence.none_right(open_, noise))
     onward = _onward(evidence, posteriors)
     succeeded = _succeeded(evidence)
     found: list[tuple[float, Choice]] = []
@@ -233,8 +234,14 @@ def _candidates(
         row = np.arange(len(option))
         likely = lifted[row, option]
         ahead = np.where((successes + failures)[row, option] > 0, 1.0, onward[key])
-        gain = information(np.clip(posterior.reach * likely * ahead, 0.0, 1.0), noise)
-        worth = (likely >= 0) & (gain > (SMALLEST_NOISY_GAIN if noise else SMALLEST_GAIN))
+        # That no option is right makes an outcome worth less, and is not itself what is asked, except of the last left.
+        first = np.array([decided.parent is None for decided in evidence.decisions[key]])
+        chance = np.where(first, 1.0, posterior.reach) * likely * ahead
+        gain = np.where(first, posterior.reach, 1.0) * information(np.clip(chance, 0.0, 1.0), noise)
+        left = first & ((open_[key] & ~closed).sum(axis=1) == 1)
+        gain = np.where(left, information(posterior.reach * ahead, noise), gain)
+        presumed = left & (posterior.reach > 1 - SMALLEST_DOUBT)
+        worth = (likely >= 0) & ~presumed & (gain > (SMALLEST_NOISY_GAIN if noise else SMALLEST_GAIN))
         found += [(float(gain[index]), Choice(key, int(index), int(option[index]))) for index in np.flatnonzero(worth)]
     return found
 

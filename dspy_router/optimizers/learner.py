@@ -149,18 +149,25 @@ def _listed(targets: Sequence[TextTargets]) -> tuple[list[str], list[str], ListR
 
 
 def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardReading) -> dict[FieldKey, TextTargets]:
-    """What 0/1 rewards say of each decision, given what the policy thinks of a run's other decisions."""
-    evidence = run_evidence(routes, tried, reading)
+    """What 0/1 rewards say of each decision, given what the policy thinks of a run's other decisions.
+
+    That an option failed speaks for the others if the metric rewards any. Where it never did, nothing is concluded.
+    """
     found: dict[FieldKey, TextTargets] = {}
-    policies = policies_at(routes, evidence, open_options(routes, evidence, tried))
-    for key, posterior in evidence.posterior(policies, reading.noise).items():
+    if not any(map(reading.success, tried)):
+        return found
+    evidence = run_evidence(routes, tried, reading)
+    open_ = open_options(routes, evidence, tried)
+    policies, none_right = policies_at(routes, evidence, open_), evidence.none_right(open_, reading.noise)
+    for key, posterior in evidence.posterior(policies, reading.noise, none_right).items():
         telling = (posterior.likelihood.min(axis=1, initial=1.0) < TELLING) & (posterior.reach > SMALLEST_REACH)
         entries: TextTargets = {}
         for row in np.flatnonzero(telling):
             decided = evidence.decisions[key][row]
             # A decision met on two paths is kept once for each: the parent is part of its name.
             name = (str(decided.example), decided.text, str(decided.parent or ""))
-            entries[name] = (Objective.LIKELIHOOD, posterior.likelihood[row], float(posterior.reach[row]))
+            weight = 1.0 if decided.parent is None else float(posterior.reach[row])
+            entries[name] = (Objective.LIKELIHOOD, posterior.likelihood[row], weight)
         found[key] = entries
     return found
 

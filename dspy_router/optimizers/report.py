@@ -9,6 +9,7 @@ from typing import Any
 from dspy_router.optimizers.calibrating import FieldCalibration
 from dspy_router.optimizers.frontier import FrontierPoint
 from dspy_router.optimizers.settings import CostUnit
+from dspy_router.optimizers.successes import Successes
 from dspy_router.tables import table
 
 
@@ -18,11 +19,14 @@ class FinetuneReport:
 
     Attributes:
         rows: Feedback rows by source.
+        successes: What the metric rewarded of what was tried, on how many examples nothing, and which options never.
         set_aside: What could not be learned from, by reason.
         noted: Logged rows that not every objective could use, by reason.
-        train_before: Share of the training decisions about which something is known that the student got right; where
-            rewards are graded, what its choices are worth, from the least reward seen (0) to the greatest (1). What
-            was not tried is estimated without bias, and estimates can lie outside.
+        train_before: How far the student agrees with the training rows: the share of decisions about which something is
+            known where its option is among the likeliest. Some of that is inferred from failures, and all of it is
+            what the heads were fitted to, so it is no estimate of accuracy. Where rewards are graded, what its choices
+            are worth, from the least reward seen (0) to the greatest (1); what was not tried is estimated without bias,
+            and estimates can lie outside. None if nothing was learned.
         train_after: The same for the program returned.
         validation_before: Mean metric (or, without a metric, share of labels matched) of the student on the
             validation set; None without one.
@@ -46,10 +50,11 @@ class FinetuneReport:
     """
 
     rows: Mapping[str, int]
+    successes: Successes
     set_aside: Mapping[str, int]
     noted: Mapping[str, int]
-    train_before: float
-    train_after: float
+    train_before: float | None
+    train_after: float | None
     validation_before: float | None
     validation_after: float | None
     validation_candidate: float | None
@@ -80,24 +85,32 @@ class FinetuneReport:
         lost = f", {self.lost} lost with their worker and run again" if self.lost else ""
         lines = [
             ["learned from", ", ".join(f"{count:,} {source} rows" for source, count in self.rows.items()), ""],
-            ["training decisions, before and after", share(self.train_before), share(self.train_after)],
             ["kept", self.kept, self.reason],
             ["rollouts", f"{self.rollouts:,} ({self.errors} raised{lost})", cost],
             ["time", f"{self.seconds:.1f} s", f"seed {self.seed}"],
         ]
-        if self.validation_before is not None:
-            validation = ["validation score, before and after", share(self.validation_before)]
-            lines.insert(2, [*validation, share(self.validation_after)])
+        for name, before, after in (
+            ("validation score", self.validation_before, self.validation_after),
+            ("agrees with the training rows", self.train_before, self.train_after),
+        ):
+            if before is not None:
+                lines.insert(1, [f"{name}, before and after", share(before), share(after)])
+        found = self.successes
+        if found.never_rewarded and not found.alarm:
+            lines.insert(1, ["options never rewarded", found.unrewarded, "is the metric right about them?"])
+        if found.failed_examples and not found.graded:
+            lines.insert(
+                1, ["examples on which nothing succeeded", f"{found.failed_examples:,} of {found.examples:,}", ""]
+            )
         for name, counts in (("used in part", self.noted), ("set aside", self.set_aside)):
             if counts:
                 lines.insert(1, [name, ", ".join(f"{count:,} {reason}" for reason, count in counts.items()), ""])
-        for found in self.calibration:
-            error = f"expected error {found.before.error:.3f} before, {found.after.error:.3f} after"
-            basis = f"{found.rows:,} held-out rows, temperature {found.temperature:.2f}"
-            lines.insert(-2, [f"calibration of {found.field!r}", error, basis])
-            if found.recall:
-                shares = ", ".join(f"{share:.3f} among {k}" for k, share in found.recall.items())
-                lines.insert(-2, [f"right {found.field!r} among the likeliest", shares, "recall@k of the same rows"])
+        for fitted in self.calibration:
+            error = f"expected error {fitted.before.error:.3f} before, {fitted.after.error:.3f} after"
+            lines.insert(-2, [f"calibration of {fitted.field!r}", error, fitted.basis])
+            if fitted.recall:
+                shares = ", ".join(f"{share:.3f} among {k}" for k, share in fitted.recall.items())
+                lines.insert(-2, [f"right {fitted.field!r} among the likeliest", shares, "recall@k of the same rows"])
         if self.noise:
             lines.insert(-1, ["noise of the metric", f"{self.noise:.1%} of its rewards are wrong", ""])
         return table(lines, form=form)
@@ -115,10 +128,12 @@ class FinetuneReport:
 
     def __str__(self) -> str:
         frontier = f"\n\n{self._frontier_table('plain')}" if self.frontier else ""
-        return self._table("plain") + frontier
+        alarm = f"{self.successes.alarm}\n\n" if self.successes.alarm else ""
+        return alarm + self._table("plain") + frontier
 
     def _repr_html_(self) -> str:
-        parts = [self._table("html")]
+        parts = [f"<p>{escape(self.successes.alarm)}</p>"] if self.successes.alarm else []
+        parts.append(self._table("html"))
         if self.calibration:
             parts.append(self._reliability())
         if self.frontier:

@@ -40,6 +40,39 @@ def test_the_temperature_is_found_and_calibrates_rows_not_fitted_to(factor: floa
         assert error(factor * new_logits, new_labels) > 0.05
 
 
+@pytest.mark.parametrize("rows", [60, 300])
+def test_rows_that_are_all_right_are_no_proof_of_certainty(rows: int) -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(rows) % 3
+    logits = (4 * np.eye(3)[labels] + random.standard_normal((rows, 3))).astype(np.float32)
+    logits = logits[logits.argmax(axis=1) == labels]
+    labels = logits.argmax(axis=1)
+    calibration = calibrate(logits, TargetRows.from_labels(labels, 3))
+    assert calibration is not None
+    assert not calibration.at_bound
+    claimed = softmax(calibration(logits)).max(axis=1).mean()
+    assert 1 / (2 * rows) < 1 - claimed < 4 / rows
+
+
+def test_logits_that_say_nothing_take_the_temperature_to_its_bound() -> None:
+    logits = 50 * np.random.default_rng(0).standard_normal((500, 4)).astype(np.float32)
+    calibration = calibrate(logits, TargetRows.from_labels(np.random.default_rng(1).integers(4, size=500), 4))
+    assert calibration is not None
+    assert calibration.at_bound
+
+
+def test_cross_fitted_logits_are_calibrated_by_other_rows() -> None:
+    logits, labels = drawn(400)
+    calibration = calibrate(3 * logits, TargetRows.from_labels(labels, 4))
+    assert calibration is not None
+    assert calibration.cross_fitted is not None
+    np.testing.assert_allclose(calibration.cross_fitted, calibration(3 * logits), rtol=0.2)
+    assert (calibration.cross_fitted != calibration(3 * logits)).all()
+    alone = calibrate(3 * logits, TargetRows.from_labels(labels, 4), groups=[0] * 400)
+    assert alone is not None
+    assert alone.cross_fitted is None
+
+
 def test_biases_are_fitted_where_an_option_is_claimed_too_often() -> None:
     logits, labels = drawn(3000)
     shift = np.array([2.0, 0, 0, 0], np.float32)

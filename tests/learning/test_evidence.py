@@ -1,6 +1,7 @@
 """The posterior against the sum over all paths of small trees."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspy_router.learning.evidence import SMALLEST_NOISE, Choice, RunEvidence
+from dspy_router.learning.evidence import SMALLEST_NOISE, SMALLEST_NONE_RIGHT, Choice, RunEvidence
 
 OPTIONS = {"tool": 3, "size": 2}
 
@@ -94,25 +95,25 @@ def node_after(world: World, before: Path) -> Node:
     return node
 
 
-def enumerated(world: World, before: Path, noise: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Likelihood, probability and reach of a decision by its definition: a sum over the tree's paths."""
-    noise = max(noise, SMALLEST_NOISE)
+def enumerated(world: World, before: Path, noise: float, none_right: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Likelihood, probability and reach of a decision by its definition: a sum over the tree's paths, or none."""
+    noise, none_right = max(noise, SMALLEST_NOISE), max(none_right, SMALLEST_NONE_RIGHT)
     prior, joint = np.zeros((2, OPTIONS[node_after(world, before).field]))
     total = 0.0
     for path in paths_of(world.tree):
         chance = float(np.prod([node.policy[option] for node, option in path]))
         balance = sum((1 if run.success else -1) for run in world.runs if run.path == path)
-        likelihood = ((1 - noise) / noise) ** balance
+        likelihood = (1 - none_right) * ((1 - noise) / noise) ** balance
         total += chance * likelihood
         if path[: len(before)] == before:
             option = path[len(before)][1]
             prior[option] += chance
             joint[option] += chance * likelihood
-    likelihood_of = joint / prior
-    return likelihood_of / likelihood_of.max(), joint / joint.sum(), joint.sum() / total
+    likelihood_of = joint / prior + (0 if before else none_right)
+    return likelihood_of / likelihood_of.max(), joint / joint.sum(), joint.sum() / (total + none_right)
 
 
-def check(noise: float, *worlds: World) -> None:
+def check(noise: float, none_right: float, *worlds: World) -> None:
     evidence = evidence_of(*worlds)
     seen = nodes_seen(evidence, worlds)
     policies = {
@@ -121,26 +122,26 @@ def check(noise: float, *worlds: World) -> None:
         )
         for name, size in OPTIONS.items()
     }
-    found = evidence.posterior(policies, noise)
+    found = evidence.posterior(policies, noise, none_right)
     assert sum(len(posterior.reach) for posterior in found.values()) == len(seen)
     for (name, row), (world, before) in seen.items():
-        likelihood, probability, reach = enumerated(world, before, noise)
+        likelihood, probability, reach = enumerated(world, before, noise, none_right)
         np.testing.assert_allclose(found[name].likelihood[row], likelihood, atol=1e-4)
         np.testing.assert_allclose(found[name].probability[row], probability, atol=1e-4)
         np.testing.assert_allclose(found[name].reach[row], reach, atol=1e-4)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.1, 0.4])
-@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize(("noise", "none_right"), [(0.0, 0.0), (0.0, 0.2), (0.1, 0.0), (0.1, 0.3), (0.4, 0.01)])
+@settings(max_examples=100, deadline=None)
 @given(world=worlds())
-def test_the_posterior_is_the_sum_over_all_paths(noise: float, world: World) -> None:
-    check(noise, world)
+def test_the_posterior_is_the_sum_over_all_paths(noise: float, none_right: float, world: World) -> None:
+    check(noise, none_right, world)
 
 
 @settings(max_examples=30, deadline=None)
 @given(first=worlds(), second=worlds())
 def test_examples_say_nothing_of_each_other(first: World, second: World) -> None:
-    check(0.1, first, second)
+    check(0.1, 0.2, first, second)
 
 
 def single(*outcomes: tuple[int, bool], noise: float = 0.0, policy: tuple[float, ...] = (0.5, 0.3, 0.2)) -> list[float]:
@@ -227,6 +228,55 @@ def test_a_program_that_goes_on_differently_after_one_choice_needs_all_that_foll
     np.testing.assert_allclose(found["size"].probability[0], joint[0].sum(axis=1) / joint[0].sum(), rtol=1e-4)
     np.testing.assert_allclose(found["size"].probability[1], joint[0].sum(axis=0) / joint[0].sum(), rtol=1e-4)
     np.testing.assert_allclose(found["size"].reach, joint[0].sum(), rtol=1e-4)
+
+
+def outcomes(examples: Sequence[Sequence[bool]], options: int = 3) -> RunEvidence[str]:
+    """Examples with a single decision, whose options were tried in order with these outcomes."""
+    evidence: RunEvidence[str] = RunEvidence({"tool": options})
+    for example, tries in enumerate(examples):
+        for option, success in enumerate(tries):
+            evidence.observe(example, [("tool", "text", option)], success=success)
+    return evidence
+
+
+def none_right(examples: Sequence[Sequence[bool]], noise: float = 0.0, options: int = 3) -> float:
+    return outcomes(examples, options).none_right({"tool": np.ones((len(examples), options), bool)}, noise)
+
+
+def test_how_often_no_option_is_right_is_the_share_of_examples_on_which_all_failed() -> None:
+    assert none_right([]) == pytest.approx(1 / 2)
+    assert none_right([[True]] * 18) == pytest.approx(1 / 20, abs=1e-6)
+    assert none_right([[True]] * 15 + [[False] * 3] * 3) == pytest.approx(4 / 20, abs=1e-6)
+    assert none_right([[False] * 3] * 18) == pytest.approx(19 / 20, abs=1e-6)
+
+
+def test_an_example_with_untried_options_hardly_says_whether_one_is_right() -> None:
+    # Half the options failed: the rest has half a chance, so it is likelier than at first that none is right.
+    assert 1 / 20 < none_right([[True]] * 18 + [[False]] * 6, options=2) < 2 / 20
+    assert none_right([[True]] * 18 + [[False]] * 6, options=100) == pytest.approx(1 / 20, rel=0.01)
+
+
+def test_options_that_could_not_be_chosen_leave_no_hope() -> None:
+    evidence = outcomes([[True]] * 18 + [[False, False]] * 10)
+    open_ = np.ones((28, 3), bool)
+    open_[18:, 2] = False
+    assert evidence.none_right({"tool": open_}) == pytest.approx(11 / 30, abs=1e-6)
+
+
+def test_with_noise_a_failure_of_every_option_is_weaker_evidence() -> None:
+    examples = [[True]] * 15 + [[False] * 3] * 3
+    assert none_right(examples, 0.2) != pytest.approx(none_right(examples), abs=0.01)
+    assert none_right([[False] * 3] * 100, 0.2) > 0.9 > 0.1 > none_right([[True]] * 100, 0.2)
+
+
+def test_a_failed_option_keeps_the_likelihood_that_none_is_right_and_all_failed_say_nothing() -> None:
+    found = outcomes([[False], [False, False], [False] * 3, [True]]).posterior(
+        {"tool": np.tile([0.5, 0.3, 0.2], (4, 1))}, none_right=0.1
+    )["tool"]
+    expected = [[0.1, 1, 1], [0.1, 0.1, 1], [1, 1, 1], [1, 0, 0]]
+    np.testing.assert_allclose(found.likelihood, expected, atol=1e-6)
+    reach = [0.9 * 0.5 / (0.9 * 0.5 + 0.1), 0.9 * 0.2 / (0.9 * 0.2 + 0.1), 0.0, 1.0]
+    np.testing.assert_allclose(found.reach, reach, atol=1e-6)
 
 
 def test_many_outcomes_of_one_option_stay_finite() -> None:

@@ -40,12 +40,24 @@ def explored(
     return found, fits
 
 
-def test_an_example_is_left_alone_once_it_succeeded_or_one_option_is_left() -> None:
+def test_an_example_is_left_alone_once_it_succeeded_or_there_is_no_doubt_about_the_option_left() -> None:
     rows = explored(budget=1000)[0].feedback
     assert len({row.example for row in rows}) == 30
     for example in {row.example for row in rows}:
         rewards = [row.reward for row in rows if row.example == example]
-        assert rewards in ([1.0], [0.0, 1.0], [0.0, 0.0])
+        assert rewards in ([1.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0, 1.0])
+
+
+def test_the_option_left_is_tried_where_it_may_be_that_none_is_right() -> None:
+    def never_cherry(example: dspy.Example, prediction: dspy.Prediction) -> bool:
+        return right_fruit(example, prediction) and prediction.fruit != "cherry"
+
+    rows = explored(budget=1000, count=60, metric=never_cherry)[0].feedback
+    rewards: dict[str, list[float | None]] = {}
+    for row in rows:
+        rewards.setdefault(row.example, []).append(row.reward)
+    assert sum(found == [0.0, 0.0, 0.0] for found in rewards.values()) == 20
+    assert sum(found[-1] == 1.0 for found in rewards.values()) == 40
 
 
 def test_no_option_is_tried_twice_on_an_example_of_a_metric_without_noise() -> None:

@@ -309,9 +309,48 @@ def test_bad_training_data_is_named() -> None:
         RouteFinetune(right_fruit, max_metric_calls=-1)
 
 
-def test_a_metric_that_is_never_satisfied_says_that_nothing_was_learned() -> None:
-    with pytest.raises(RouteError, match="Nothing was learned"):
-        RouteFinetune(lambda example, prediction: 0.5, max_metric_calls=9).compile(Shop(), trainset=fruit_requests(9))
+@pytest.mark.parametrize(("earned", "budget"), [(0, 50), (0, 200), (0.5, 60)])
+@pytest.mark.parametrize("valset", [None, fruit_requests(10, seed=3)])
+def test_a_metric_that_is_never_satisfied_leaves_the_student_as_it_is_and_says_so(
+    earned: float, budget: int, valset: list[dspy.Example] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = Shop(RouteFinetune().compile(fruit_route(), trainset=fruit_requests(30, seed=1, label=True)))
+    optimizer = RouteFinetune(lambda example, prediction: earned, max_metric_calls=budget)
+    kept = optimizer.compile(student, trainset=fruit_requests(30), valset=valset)
+    assert weights(kept) == weights(student)
+    report = optimizer.report
+    assert (report.kept, report.reason, report.train_after) == ("student", "nothing was learned", None)
+    assert report.successes.failed_examples == report.successes.examples
+    assert "None of" in str(report).splitlines()[0]
+    assert f"reached best_reward=1 (the most was {earned:g})" in str(report).splitlines()[0]
+    assert "Call the metric on one example" in report._repr_html_()
+    assert len([record for record in caplog.records if "Call the metric on one example" in record.message]) == 1
+
+
+def test_an_option_that_the_metric_never_rewards_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def never_cherry(example: dspy.Example, prediction: dspy.Prediction) -> bool:
+        return right_fruit(example, prediction) and prediction.fruit != "cherry"
+
+    optimizer = RouteFinetune(never_cherry, max_metric_calls=400)
+    optimizer.compile(Shop(), trainset=fruit_requests(90, seed=1))
+    successes = optimizer.report.successes
+    assert (successes.failed_examples, successes.examples) == (30, 90)
+    assert list(successes.never_rewarded) == ["clerk.fruit=cherry"]
+    assert successes.never_rewarded["clerk.fruit=cherry"] >= 30
+    assert "examples on which nothing succeeded" in str(optimizer.report)
+    assert "clerk.fruit=cherry" in str(optimizer.report)
+    assert "clerk.fruit=cherry" in caplog.text
+
+
+def test_a_draw_on_the_validation_set_is_broken_by_the_training_rows() -> None:
+    optimizer = RouteFinetune(right_fruit, max_metric_calls=200)
+    easy = [example for example in TEST if Shop()(request=example.request).fruit == example.wanted][:10]
+    trained = optimizer.compile(Shop(), trainset=fruit_requests(90, seed=1), valset=easy)
+    assert optimizer.report.validation_before == optimizer.report.validation_candidate == 1.0
+    assert optimizer.report.kept == "trained"
+    assert accuracy(trained) > 0.9
 
 
 @pytest.mark.parametrize("auto", ["light", "medium", "heavy"])

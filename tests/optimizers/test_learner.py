@@ -9,7 +9,7 @@ from dspy_router.learning.rows import Objective
 from dspy_router.optimizers import learner
 from dspy_router.optimizers.learner import FieldRows, field_rows, fit_routes
 from dspy_router.optimizers.outcomes import RewardReading
-from dspy_router.optimizers.runs import find_routes, runs_of
+from dspy_router.optimizers.runs import find_routes, open_options, run_evidence, runs_of
 from tests.programs import FRUIT, Wrapping, fruit_requests, fruit_route, orders, right_order
 
 ROUTES = {"self": fruit_route()}
@@ -29,11 +29,24 @@ def targets(*rows: Feedback, noise: float = 0.0) -> list[list[float]]:
     return only(field_rows(ROUTES, rows, RewardReading(noise=noise))).rows.target.round(3).tolist()
 
 
-def test_a_success_settles_and_a_failure_rules_out() -> None:
+def test_a_success_settles_and_a_failure_speaks_for_the_others() -> None:
     assert targets(row("rollout", "banana")) == [[0, 1, 0]]
-    assert targets(row("rollout", "banana", 0.0)) == [[1, 0, 1]]
-    assert targets(row("log", "banana", 0.0), row("rollout", "apple", 0.0)) == [[0, 0, 1]]
-    assert targets(row("rollout", "banana"), noise=0.25) == [pytest.approx([1 / 3, 1, 1 / 3], abs=1e-3)]
+    right = [row("rollout", "apple", example=f"right {number}") for number in range(30)]
+    none_right = 1 / 32
+    failed = targets(row("rollout", "banana", 0.0), *right)[0]
+    assert failed == pytest.approx([1, none_right, 1], abs=0.01)
+    failed = targets(row("log", "banana", 0.0), row("rollout", "apple", 0.0), *right)[0]
+    assert failed == pytest.approx([none_right, none_right, 1], abs=0.03)
+    [target] = targets(row("rollout", "banana"), noise=0.25)
+    assert target[0] == target[2] > 1 / 3
+    assert target[1] == 1
+
+
+def test_without_any_success_nothing_is_concluded() -> None:
+    failed = [row("rollout", "banana", 0.0, example=str(number)) for number in range(30)]
+    assert field_rows(ROUTES, failed) == []
+    [entry] = field_rows(ROUTES, [*failed, row("label", "apple", example="labelled")])
+    assert entry.rows.target.tolist() == [[1, 0, 0]]
 
 
 def test_a_label_overrules_rollouts_logs_and_teacher_in_whatever_order_they_come() -> None:
@@ -112,13 +125,18 @@ def test_a_failed_run_counts_a_later_decision_by_how_likely_it_is_reached() -> N
     size = {"route": "self.packer", "field": "size", "text": "parcel", "candidates": ("small", "large")}
     pair = {"sole": False, "run": "r"}
     failed = [row("rollout", "apple", 0.0, route="self.clerk", **pair), row("rollout", "large", 0.0, **size, **pair)]
-    found = {entry.field.name: entry for entry in field_rows(routes, failed)}
+    other = {"example": "2", "sole": False, "run": "s"}
+    right = [row("rollout", "apple", route="self.clerk", **other), row("rollout", "large", **size, **other)]
+    found = {entry.field.name: entry for entry in field_rows(routes, [*failed, *right])}
+    evidence = run_evidence(routes, [*failed, *right], RewardReading())
+    none = evidence.none_right(open_options(routes, evidence, [*failed, *right]))
     fruit = routes["self.clerk"].head["fruit"].policy(routes["self.clerk"].encoder.encode(["a pie"]))[0]
     small = routes["self.packer"].head["size"].policy(routes["self.packer"].encoder.encode(["parcel"]))[0][0]
-    np.testing.assert_allclose(found["fruit"].rows.target, [[small, 1, 1]], rtol=1e-4)
-    np.testing.assert_allclose(found["size"].rows.target, [[1, 0]], atol=1e-4)
-    reach = fruit[0] * small / (fruit[0] * small + fruit[1] + fruit[2])
-    np.testing.assert_allclose(found["size"].rows.weight, [reach], rtol=1e-4)
+    np.testing.assert_allclose(found["fruit"].rows.target[0], [(1 - none) * small + none, 1, 1], rtol=1e-4)
+    np.testing.assert_allclose(found["size"].rows.target[0], [1, 0], atol=1e-4)
+    some = (1 - none) * (fruit[0] * small + fruit[1] + fruit[2])
+    np.testing.assert_allclose(found["fruit"].rows.weight[0], 1)
+    np.testing.assert_allclose(found["size"].rows.weight[0], (1 - none) * fruit[0] * small / (some + none), rtol=1e-4)
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.1])
