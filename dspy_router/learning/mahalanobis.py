@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FEWEST_FREE = 10  # rows beyond one an option, for a covariance within options
-
 
 @dataclass(frozen=True, eq=False)
 class RelativeMahalanobis:
@@ -46,11 +44,11 @@ class RelativeMahalanobis:
         means = means / rows[:, None] - center
         centered = vectors - center
         free = len(vectors) - count
-        # With hardly more rows than options, what is left within options is not enough to estimate from: then the
-        # distances are Euclidean.
+        # With fewer rows than dimensions, or hardly more than options, what is left within options is not enough to
+        # estimate from: then the distances are Euclidean.
         everything: np.ndarray = np.eye(vectors.shape[1])
         within = everything
-        if free >= max(count, FEWEST_FREE):
+        if free >= max(count, vectors.shape[1]):
             covariance = _covariance(centered - means[options]) * len(vectors) / free
             within = np.linalg.inv(covariance)
             everything = np.linalg.inv(covariance + (means.T * rows) @ means / len(vectors))
