@@ -29,9 +29,9 @@ from unseen_options import added_later, encode, functions
 
 from dspy_router import DifferentiableRoute, RouteFinetune, SentenceEncoder
 from dspy_router.evaluation.reliability import reliability_figure, risk_coverage, risk_coverage_figure, roc_figure
-from dspy_router.learning.calibration import Reliability, reliability
 from dspy_router.learning.familiarity import familiarity
 from dspy_router.learning.fit import fit_head
+from dspy_router.learning.reliability import Reliability, reliability
 from dspy_router.learning.risk import risk_threshold
 from dspy_router.learning.rows import TargetRows
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dspy_router.learning.calibration import Reliability
+    from dspy_router.learning.reliability import Reliability
     from dspy_router.optimizers.frontier import FrontierPoint
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from dspy_router.learning.calibration import Reliability
+from dspy_router.learning.reliability import Reliability
 
 
 @dataclass(frozen=True, eq=False)

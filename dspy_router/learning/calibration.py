@@ -23,17 +23,14 @@ Rows whose targets are rewards take no part: the expected reward is highest wher
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize, minimize_scalar
-from sklearn.metrics import top_k_accuracy_score
 from sklearn.model_selection import KFold
 
 from dspy_router.heads import OptionHead
 from dspy_router.learning.rows import Objective, TargetRows
-from dspy_router.tables import table
 from dspy_router.threads import threads_for
 
 FEWEST_ROWS = 50  # a temperature from fewer is mostly noise
@@ -42,7 +39,6 @@ ROWS_A_BIAS = 20
 SETTLED = 0.9  # of the likelihood: an option with as much of it is what the row is about
 LARGEST_LOG_TEMPERATURE = 3.0
 FOLDS = 5
-RECALL_AT = (1, 3, 5, 10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,59 +76,6 @@ class Calibration:
         with torch.no_grad():
             head.temperature.mul_(self.temperature)
             head.bias.add_(torch.from_numpy(self.bias) * head.temperature)
-
-
-@dataclass(frozen=True, eq=False)
-class Reliability:
-    """How often decisions were right, by the probability they claimed; renders as a table.
-
-    Attributes:
-        edges: Float64 [bins + 1], equally wide from 0 to 1. A bin holds its upper edge; the first, both.
-        rows: Int [bins].
-        confidence: Float64 [bins], mean probability claimed; nan where a bin is empty.
-        accuracy: Float64 [bins], share that was right; nan where a bin is empty.
-    """
-
-    edges: np.ndarray
-    rows: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-
-    @property
-    def error(self) -> float:
-        """Expected calibration error: Σ_bins share of rows · |accuracy - confidence|, from 0 to 1; nan without rows."""
-        filled = self.rows > 0
-        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
-        return float(np.average(gaps, weights=self.rows[filled])) if filled.any() else float("nan")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-compatible; empty bins are left out."""
-        filled = self.rows > 0
-        columns = {"low": self.edges[:-1], "high": self.edges[1:], "rows": self.rows}
-        columns |= {"confidence": self.confidence, "accuracy": self.accuracy}
-        return {"error": self.error if filled.any() else None, **{k: v[filled].tolist() for k, v in columns.items()}}
-
-    def __str__(self) -> str:
-        return self._table("simple")
-
-    def _repr_html_(self) -> str:
-        return self._table("html")
-
-    def _table(self, form: str) -> str:
-        lines = [
-            (f"{low:.2f} to {high:.2f}", rows, confidence, accuracy)
-            for low, high, rows, confidence, accuracy in zip(
-                self.edges[:-1], self.edges[1:], self.rows, self.confidence, self.accuracy, strict=True
-            )
-            if rows
-        ]
-        return table(
-            lines,
-            headers=("claimed", "rows", "mean claimed", "right"),
-            floatfmt=".3f",
-            form=form,
-            disable_numparse=False,
-        )
 
 
 def held_out(groups: Sequence[Hashable], seed: int = 0) -> np.ndarray | None:
@@ -219,74 +162,9 @@ def useful_rows(rows: TargetRows) -> np.ndarray:
     return np.asarray((rows.objective != Objective.REWARD) & (rows.weight > 0))
 
 
-def reliability(probabilities: np.ndarray, right: np.ndarray, bins: int = 15) -> Reliability:
-    """Compare what decisions claimed with what came of them.
-
-    Args:
-        probabilities: Float [n], of the option chosen, from 0 to 1.
-        right: Bool or float [n], whether it was right, or how good it was, from 0 to 1.
-        bins: So many, equally wide.
-
-    Raises:
-        ValueError: If the shapes differ, a value lies outside [0, 1], or there are no bins.
-
-    Example:
-        >>> table = reliability(np.array([0.9, 0.9, 0.6, 0.6]), np.array([True, True, True, False]), bins=2)
-        >>> print(table)
-        claimed         rows    mean claimed    right
-        ------------  ------  --------------  -------
-        0.50 to 1.00       4           0.750    0.750
-    """
-    probabilities, right = np.asarray(probabilities, np.float64), np.asarray(right, np.float64)
-    if probabilities.ndim != 1 or probabilities.shape != right.shape or bins < 1:
-        raise ValueError(
-            f"Shapes {probabilities.shape} and {right.shape}, {bins} bins: expected [n] twice, at least 1."
-        )
-    for name, values in (("probabilities", probabilities), ("right", right)):
-        outside = values[~((values >= 0) & (values <= 1))]
-        if len(outside):
-            raise ValueError(f"{name} must lie from 0 to 1, found {outside[0]}.")
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.searchsorted(edges, probabilities, side="left") - 1, 0, bins - 1)
-    rows = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        confidence = np.bincount(place, probabilities, bins) / rows
-        accuracy = np.bincount(place, right, bins) / rows
-    return Reliability(edges, rows, confidence, accuracy)
-
-
-def expected_calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017) with equally wide bins; arguments and errors as `reliability`.
-
-    Example:
-        >>> round(expected_calibration_error(np.array([0.9, 0.9]), np.array([True, False])), 3)
-        0.4
-    """
-    return reliability(probabilities, right, bins).error
-
-
-def recall_at_k(logits: np.ndarray, rows: TargetRows) -> dict[int, float]:
-    """How often the right option is among the k likeliest, for each k of `RECALL_AT` below the number of options.
-
-    Args:
-        logits: Float [n, k], of inputs that the head has not seen.
-        rows: What is known of them; those that do not settle which option is right are left out.
-
-    Returns:
-        Empty if no row does.
-
-    Example:
-        >>> logits = np.array([[3.0, 2.0, 1.0, 0.0]] * 2)
-        >>> recall_at_k(logits, TargetRows.from_labels(np.array([0, 2]), 4))
-        {1: 0.5, 3: 1.0}
-    """
-    settled, options = _settled(rows) & (rows.objective != Objective.REWARD), rows.target.shape[1]
-    if not settled.any():
-        return {}
-    labels, every, scores = rows.target[settled].argmax(axis=1), np.arange(options), logits[settled]
-    # scikit-learn takes two options for a positive and a negative class, and wants the score of the one.
-    scores = scores[:, 1] - scores[:, 0] if options == 2 else scores
-    return {k: float(top_k_accuracy_score(labels, scores, k=k, labels=every)) for k in RECALL_AT if k < options}
+def settled_rows(rows: TargetRows) -> np.ndarray:
+    """Bool [n]: rows that are about one option, by nearly all of their target."""
+    return np.asarray(rows.target.max(axis=1) >= SETTLED * rows.target.sum(axis=1))
 
 
 def _numbered(groups: Sequence[Hashable]) -> np.ndarray:
@@ -295,13 +173,9 @@ def _numbered(groups: Sequence[Hashable]) -> np.ndarray:
     return np.array([numbers[group] for group in groups], int)
 
 
-def _settled(rows: TargetRows) -> np.ndarray:
-    return np.asarray(rows.target.max(axis=1) >= SETTLED * rows.target.sum(axis=1))
-
-
 def _options_with_bias(rows: TargetRows, group: np.ndarray) -> np.ndarray:
     """Options with data enough, where the rows of one group, int [n], count once: they are no independent evidence."""
-    settled = _settled(rows)
+    settled = settled_rows(rows)
     pairs = np.unique(np.stack([group, rows.target.argmax(axis=1)], axis=1)[settled], axis=0)
     return np.flatnonzero(np.bincount(pairs[:, 1], minlength=rows.target.shape[1]) >= ROWS_A_BIAS)
 

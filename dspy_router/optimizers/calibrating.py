@@ -14,15 +14,7 @@ from scipy.special import expit
 
 from dspy_router.folded import softmax
 from dspy_router.heads import OptionHead
-from dspy_router.learning.calibration import (
-    Calibration,
-    Reliability,
-    calibrate,
-    held_out,
-    recall_at_k,
-    reliability,
-    useful_rows,
-)
+from dspy_router.learning.calibration import Calibration, calibrate, held_out, useful_rows
 from dspy_router.learning.description_transfer import DescriptionTransfer
 from dspy_router.learning.familiarity import build_reference
 from dspy_router.learning.fit import fit_head
@@ -30,6 +22,7 @@ from dspy_router.learning.list_calibration import calibrate_list, description_tr
 from dspy_router.learning.list_rows import ListRows
 from dspy_router.learning.new_options import fit_transfer
 from dspy_router.learning.reference import TEXT_LENGTH, Reference
+from dspy_router.learning.reliability import Reliability, recall_at_k, reliability
 from dspy_router.learning.rows import TargetRows
 from dspy_router.list_heads import ListHead
 from dspy_router.optimizers.learner import FieldRows

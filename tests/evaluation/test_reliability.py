@@ -9,7 +9,7 @@ from dspy_router.evaluation.reliability import (
     risk_coverage_figure,
     roc_figure,
 )
-from dspy_router.learning.calibration import reliability
+from dspy_router.learning.reliability import reliability
 
 
 def drawn(figure) -> bytes:

@@ -4,14 +4,8 @@ import torch
 
 from dspy_router.folded import softmax
 from dspy_router.heads import OptionHead
-from dspy_router.learning.calibration import (
-    FEWEST_ROWS,
-    calibrate,
-    expected_calibration_error,
-    held_out,
-    recall_at_k,
-    reliability,
-)
+from dspy_router.learning.calibration import FEWEST_ROWS, calibrate, held_out
+from dspy_router.learning.reliability import expected_calibration_error, recall_at_k, reliability
 from dspy_router.learning.rows import Objective, TargetRows
 
 
