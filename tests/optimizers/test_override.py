@@ -214,4 +214,5 @@ def test_what_a_call_could_not_choose_is_neither_tried_nor_learned_from() -> Non
     optimizer = RouteFinetune(metric=lambda *_: False, max_metric_calls=60, metric_noise=0.0)
     optimizer.compile(Stall(), trainset=fruit_requests(6))
     assert {row.candidates for row in optimizer.feedback} == {("apple", "banana")}
-    assert len(optimizer.feedback) == 6  # where one of two failed, the other is known to be right
+    assert {row.chosen for row in optimizer.feedback} == {"apple", "banana"}
+    assert len(optimizer.feedback) == 12  # nothing has succeeded yet, so where one of two failed the other is tried too
