@@ -130,9 +130,8 @@ def parse_route_state(state: Any, fields: Sequence[DecisionField], encoder: Enco
         require_intact(state)
     _require_same_options(state["fields"], fields)
     require_same_encoder(_parse_fingerprint(state["encoder"]), encoder)
-    forms = {field.name: folded_form(field) for field in fields}
     untrained = {
-        field.name: forms[field.name].untrained(np.zeros((len(field.options), encoder.dimension), np.float32))
+        field.name: folded_form(field).untrained(np.zeros((len(field.options), encoder.dimension), np.float32))
         for field in fields
     }
     expected = _named_tensors({name: head.parameters for name, head in untrained.items()}, encoder)
@@ -142,7 +141,7 @@ def parse_route_state(state: Any, fields: Sequence[DecisionField], encoder: Enco
     whole = {name: tensors.get(name, np.zeros(tensor.shape, np.float32)) for name, tensor in expected.items()}
     heads = {}
     for field, head in untrained.items():
-        heads[field] = forms[field]({name: whole[f"{field}/{name}"] for name in head.parameters})
+        heads[field] = type(head)({name: whole[f"{field}/{name}"] for name in head.parameters})
         _require_decidable(field, heads[field])
     network = {name: whole[f"{ENCODER}{name}"] for name in network_state(encoder)}
     record, guard = None, None
