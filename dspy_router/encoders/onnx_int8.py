@@ -106,34 +106,29 @@ def int8_graph(file: Path) -> bytes:
     model = onnx.load(file)
     graph = model.graph
     weights = _quantized_weights(graph)
-    factors: dict[str, list[_Quantized]] = {}  # of each product's other factor, by its name
-    for node in graph.node:
-        if node.op_type == "MatMul" and (weight := weights.get(node.input[1])) and weight.is_by_columns:
-            factors.setdefault(node.input[0], []).append(weight)
+    products = {node.output[0]: (node, weight) for node in graph.node if (weight := _column_weight(node, weights))}
+    zero_columns: dict[str, int] = {}  # of each products' other factor, by its name
+    for node, weight in products.values():
+        words = node.input[0]
+        zero_columns[words] = max(zero_columns.get(words, 0), _rows_for_sums(to_array(weight.values)))
     nodes: list[NodeProto] = []
-    quantized: dict[str, int] = {}
+    quantized: set[str] = set()
     for node in graph.node:
-        if node.op_type == "MatMul" and (weight := weights.get(node.input[1])) and weight.is_by_columns:
-            words, name = node.input[0], weight.values.name
+        if node.output[0] in products:
+            words, (_, weight) = node.input[0], products[node.output[0]]
+            name, columns, depth = weight.values.name, zero_columns[words], weight.values.dims[0]
             if words not in quantized:
-                quantized[words] = max(_rows_for_sums(to_array(each.values)) for each in factors[words])
-                nodes.append(
-                    make_node(
-                        "Quantize",
-                        [words],
-                        [f"{words}.q", f"{words}.scale"],
-                        domain=OURS,
-                        flat=[-1, weight.values.dims[0]],
-                        zero_columns=[quantized[words]],
-                    )
-                )
-            extended = _with_rows_for_sums(to_array(weight.values), quantized[words])
+                quantized.add(words)
+                made = [f"{words}.q", f"{words}.scale"]
+                rounding = make_node("Quantize", [words], made, domain=OURS, flat=[-1, depth], zero_columns=[columns])
+                nodes.append(rounding)
+            extended = _with_rows_for_sums(to_array(weight.values), columns)
             scales = to_array(weight.scales).reshape(-1)
             graph.initializer.extend([from_array(extended, f"{name}.extended"), from_array(scales, f"{name}.scales")])
             given = [f"{words}.q", f"{words}.scale", f"{name}.extended", f"{name}.scales"]
             nodes.append(make_node("Multiply", given, node.output, domain=OURS))
-        elif node.op_type == "Gather" and (weight := weights.get(node.input[0])) and weight.is_by_rows:
-            given = [weight.values.name, weight.scales.name, node.input[1]]
+        elif node.op_type == "Gather" and (table := weights.get(node.input[0])) and table.is_by_rows:
+            given = [table.values.name, table.scales.name, node.input[1]]
             nodes.append(make_node("LookUp", given, node.output, domain=OURS))
         else:
             nodes.append(node)
@@ -141,6 +136,12 @@ def int8_graph(file: Path) -> bytes:
     model.functions.extend(parse_function(function) for function in FUNCTIONS)
     model.opset_import.extend([make_opsetid(DOMAIN, 1), make_opsetid(OURS, 1)])
     return model.SerializeToString()
+
+
+def _column_weight(node: "NodeProto", weights: dict[str, _Quantized]) -> _Quantized | None:
+    """The weight that a node multiplies with, if it is int8 by columns."""
+    weight = weights.get(node.input[1]) if node.op_type == "MatMul" else None
+    return weight if weight is not None and weight.is_by_columns else None
 
 
 @cache
