@@ -1,6 +1,6 @@
-"""How time and memory grow with the training rows, the options, the callers: with fitted exponents.
+"""How time and memory grow with the training rows, the options, the callers, the Ray workers: with fitted exponents.
 
-    python benchmarks/scaling.py [--only rows|options|callers] [--pictures FOLDER]
+    python benchmarks/scaling.py [--only rows|options|callers|workers] [--pictures FOLDER]
 
 Rows and options are synthetic, since no dataset here has a million of the one or 100,000 of the other: rows are noisy
 unit vectors around their option's, options are mixtures of real sentence vectors. Decisions are made with the default
@@ -8,7 +8,8 @@ encoder on real texts. Memory is that of a process of its own for each size, les
 of a fit, and what a route holds. The last table sets the exact search beside an approximate index, with its recall.
 
 An exponent is the slope of a least-squares line through the logarithms of size and figure, with its standard error: 1
-is proportional growth, 0 none. It is fitted to the larger sizes, where fixed costs no longer hide it.
+is proportional growth, 0 none. It is fitted to the larger sizes, where fixed costs no longer hide it. Of Ray workers
+there are two sizes, and so no error.
 """
 
 import argparse
@@ -63,10 +64,10 @@ class Curve:
     def exponent(self) -> str:
         """Of the growth, with its standard error."""
         pairs = [(size, value) for size, value in zip(self.sizes, self.values, strict=True) if value > 0][-FITTED:]
-        if len(pairs) < FITTED:
+        if len(pairs) < 2:
             return "-"
         line = linregress(*np.log(np.array(pairs)).T)
-        return f"{line.slope:.2f} ± {line.stderr:.2f}"
+        return f"{line.slope:.2f} ± {line.stderr:.2f}" if len(pairs) > 2 else f"{line.slope:.2f}"
 
 
 def main() -> None:
@@ -307,6 +308,26 @@ def callers_section() -> list[Curve]:
     return [Curve("decisions a second", CALLERS, rates, "1/s")]
 
 
+# Ray workers
+
+
+def workers_section() -> list[Curve]:
+    """Rollouts in one worker process of a Ray cluster and in two: `scaling_ray`, which also has datasets."""
+    import ray
+    from scaling_ray import ONE, ROLLOUTS, TWO, print_rollouts, rollouts, start_cluster
+
+    threads = torch.get_num_threads()
+    start_cluster()
+    seconds = rollouts()
+    ray.shutdown()
+    torch.set_num_threads(threads)
+    print_rollouts(seconds)
+    return [
+        Curve(f"rollouts a second: {what}", (1, 2), [ROLLOUTS / np.median(each[place]) for place in (ONE, TWO)], "1/s")
+        for what, each in seconds.items()
+    ]
+
+
 # What the sections share
 
 
@@ -314,6 +335,7 @@ SECTIONS: dict[str, Callable[[], list[Curve]]] = {
     "rows": rows_section,
     "options": options_section,
     "callers": callers_section,
+    "workers": workers_section,
 }
 MEASURED: dict[str, Callable[[int], dict[str, float]]] = {"rows": measure_rows, "options": measure_options}
 

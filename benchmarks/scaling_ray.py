@@ -29,6 +29,7 @@ ROLLOUTS = 96  # a round
 ROWS, ROW_ROUNDS = 1500, 3
 THREADS = 4  # in this process, and in each worker
 LM_SECONDS = 0.05  # how long the program waits that stands for one with an LM
+ONE, TWO = "1 worker", "2 workers"
 HEADERS = ("what", "where", "a second", "ms each", "ratio to threads (quartiles)")
 
 
@@ -48,15 +49,26 @@ class Waiting(dspy.Module):
 
 def main() -> None:
     """Measure and print the tables."""
-    ray.init(num_cpus=3, object_store_memory=200_000_000, include_dashboard=False, logging_level="ERROR")
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    torch.set_num_threads(1)  # as in a worker
-    print_table(f"Rollouts on {os.cpu_count()} cores", HEADERS, rollouts())
+    start_cluster()
+    print_rollouts(rollouts())
     print_table(f"Rows of a dataset on {os.cpu_count()} cores", HEADERS, rows())
 
 
-def rollouts() -> list[list[str]]:
-    """Three programs in threads, in one worker and in two."""
+def start_cluster() -> None:
+    """A cluster on this machine; one thread of torch, as in a worker."""
+    ray.init(num_cpus=3, object_store_memory=200_000_000, include_dashboard=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    torch.set_num_threads(1)
+
+
+def print_rollouts(seconds: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Print what `rollouts` has measured."""
+    lines = [line for what, each in seconds.items() for line in _lines(what, each, ROLLOUTS)]
+    print_table(f"Rollouts on {os.cpu_count()} cores", HEADERS, lines)
+
+
+def rollouts() -> dict[str, dict[str, list[float]]]:
+    """Seconds of each round of three programs, by program and place: in threads, in one worker and in two."""
     names = sorted({row.label for row in read("clinc150", "fewshot_train_10")})
     texts = sorted({row.text for row in read("clinc150", "train")})[: (ROUNDS + 1) * ROLLOUTS]
     examples = keyed([dspy.Example(text=text).with_inputs("text") for text in texts])
@@ -65,9 +77,9 @@ def rollouts() -> list[list[str]]:
         "a decision on a new text": Waiting(_route(names, SentenceEncoder(cache_size=0)), 0.0),
         f"a wait of {1e3 * LM_SECONDS:.0f} ms and a decision": Waiting(_route(names, initials), LM_SECONDS),
     }
-    lines = []
+    seconds = {}
     for what, program in programs.items():
-        executors = {"threads": None, "1 worker": RayExecutor(1, threads=THREADS), "2 workers": RayExecutor(2)}
+        executors = {"threads": None, ONE: RayExecutor(1, threads=THREADS), TWO: RayExecutor(2)}
         runners = {
             where: RolloutRunner(
                 program, find_routes(program), None,
@@ -85,10 +97,10 @@ def rollouts() -> list[list[str]]:
             run(runner, 0)
             time.sleep(1)
             run(runner, 0)
-        lines += _lines(what, _in_turns(ways, ROUNDS), ROLLOUTS)
+        seconds[what] = _in_turns(ways, ROUNDS)
         for runner in runners.values():
             runner.close()
-    return lines
+    return seconds
 
 
 def rows() -> list[list[str]]:
@@ -105,8 +117,8 @@ def rows() -> list[list[str]]:
 
     ways: dict[str, Callable[[int], Any]] = {
         "route.batch": lambda number: route.batch(inputs),
-        "1 worker": lambda number: routed(1, inputs),
-        "2 workers": lambda number: routed(2, inputs),
+        ONE: lambda number: routed(1, inputs),
+        TWO: lambda number: routed(2, inputs),
         "start": lambda number: routed(1, inputs[:1]),
     }
     routed(1, inputs[:1])
