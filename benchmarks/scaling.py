@@ -363,6 +363,7 @@ def draw(section: str, found: Sequence[Curve], folder: Path) -> None:
     for axes, curve in zip(np.ravel(figure.subplots(1, len(found))), found, strict=True):
         axes.loglog(curve.sizes, curve.values, marker="o")
         axes.set(xlabel=section, ylabel=curve.unit, title=f"{curve.name}\nexponent {curve.exponent}")
+        axes.set_ylim(min(curve.values) / 3, max(curve.values) * 3)  # so that what hardly grows looks so
         axes.grid(alpha=0.3)
     figure.savefig(folder / f"scaling_{section}.png", dpi=150)
 
