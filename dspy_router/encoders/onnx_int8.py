@@ -13,8 +13,8 @@ ONNX Runtime's product knows one zero point for a whole batch. So z goes in as f
 that add up to -(1 W): the same integers, in one product. Tables of embeddings stay int8: the rows that are looked up
 are scaled, not the table.
 
-Rounding turns the last bits of a sum, which depend on the shape of the batch, into a difference like its own: a text's
-vector alone and in a batch have a cosine of some 0.999.
+Sums of integers are exact, and each word piece is rounded by its own numbers alone: a text's vector is the same alone
+and in any batch, as long as ONNX Runtime's float32 sums are, in attention and layer norms.
 """
 
 import math

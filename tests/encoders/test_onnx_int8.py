@@ -174,6 +174,16 @@ def test_all_products_with_the_default_models_weights_are_in_int8() -> None:
     assert (one.encode(texts) * other.encode(texts)).sum(axis=1).min() > 0.998
 
 
+def test_a_texts_vector_is_the_same_alone_and_in_any_batch() -> None:
+    texts = ["put on some jazz", "will it rain in Oslo tomorrow, and if so, from when on?", "a", "how do I " * 20]
+    encoder = OnnxEncoder(arithmetic="int8", cache_size=0)
+    alone = np.concatenate([encoder.encode([text]) for text in texts])
+    model = encoder._model
+    padded = model.vectors([model.tokenizer.encode(text) for text in texts])
+    np.testing.assert_allclose(encoder.encode(texts), alone, atol=1e-6)
+    np.testing.assert_allclose(padded / np.linalg.norm(padded, axis=1, keepdims=True), alone, atol=1e-6)
+
+
 def test_a_processor_whose_products_overflow_takes_precise_ones_and_gives_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
