@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import top_k_accuracy_score
 
 from dspy_router.learning.calibration import settled_rows
 from dspy_router.learning.rows import Objective, TargetRows
@@ -130,7 +129,6 @@ def recall_at_k(logits: np.ndarray, rows: TargetRows) -> dict[int, float]:
     settled, options = settled_rows(rows) & (rows.objective != Objective.REWARD), rows.target.shape[1]
     if not settled.any():
         return {}
-    labels, every, scores = rows.target[settled].argmax(axis=1), np.arange(options), logits[settled]
-    # scikit-learn takes two options for a positive and a negative class, and wants the score of the one.
-    scores = scores[:, 1] - scores[:, 0] if options == 2 else scores
-    return {k: float(top_k_accuracy_score(labels, scores, k=k, labels=every)) for k in RECALL_AT if k < options}
+    labels, likeliest = rows.target[settled].argmax(axis=1), np.argsort(-logits[settled], axis=1, kind="stable")
+    place = (likeliest == labels[:, None]).argmax(axis=1)
+    return {k: float((place < k).mean()) for k in RECALL_AT if k < options}

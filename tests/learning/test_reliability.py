@@ -50,3 +50,9 @@ def test_recall_between_two_options_is_the_share_that_is_right() -> None:
     logits = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     assert recall_at_k(logits, TargetRows.from_labels(np.array([0, 1, 1]), 2)) == {1: pytest.approx(2 / 3)}
     assert recall_at_k(logits[:1], TargetRows.from_labels(np.array([0]), 2)) == {1: 1.0}
+    unsure = np.array([[0.0, 0.3], [0.0, 0.4]])
+    assert recall_at_k(unsure, TargetRows.from_labels(np.array([1, 1]), 2)) == {1: 1.0}
+
+
+def test_recall_breaks_ties_in_the_order_of_the_options() -> None:
+    assert recall_at_k(np.zeros((2, 4)), TargetRows.from_labels(np.array([0, 2]), 4)) == {1: 0.5, 3: 1.0}
