@@ -228,7 +228,7 @@ def encodable(text: str) -> str:
     A tokenizer refuses it, and with it all texts of the batch, whoever they are from.
 
     Example:
-        >>> encodable("cut off \\ud83d")
+        >>> encodable("cut off " + chr(0xD83D))
         'cut off ?'
     """
     return text.encode("utf-8", "replace").decode()

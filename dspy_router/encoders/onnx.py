@@ -257,18 +257,20 @@ def _require_mean(folder: Path) -> None:
     """Refuse a sentence-transformers folder whose vectors are not the means of word vectors."""
     pooling = _settings(folder / "1_Pooling" / "config.json")
     # One name or a list of them; before sentence-transformers 5.4 a boolean for each.
-    named = pooling.get("pooling_mode", [name for name, is_on in pooling.items() if is_on and name.startswith("pooling_mode_")])
+    named = pooling.get(
+        "pooling_mode", [name for name, is_on in pooling.items() if is_on and name.startswith("pooling_mode_")]
+    )
     if pooling and named not in ("mean", ["mean"], ["pooling_mode_mean_tokens"]):
         raise RouteError(f"The model in {str(folder)!r} does not average its word vectors. Use SentenceEncoder for it.")
     modules = [module["type"].rpartition(".")[2] for module in _settings(folder / "modules.json") or []]
     if further := [name for name in modules if name not in KNOWN_MODULES]:
         raise RouteError(
-            f"The model in {str(folder)!r} has parts beside its word vectors' mean: {further}. Use SentenceEncoder for it."
+            f"The model in {str(folder)!r} has parts beside its word vectors' mean: {further}. Use SentenceEncoder."
         )
 
 
 def _window(folder: Path) -> int:
-    """How many word pieces a model reads, by its sentence-transformers settings or, in later releases, its tokenizer's."""
+    """How many word pieces a model reads, by its own settings or, since sentence-transformers 5.4, its tokenizer's."""
     window = _settings(folder / "sentence_bert_config.json").get("max_seq_length")
     window = window or _settings(folder / "tokenizer_config.json").get("model_max_length")
     return int(window) if window and window <= UNLIMITED else LONGEST

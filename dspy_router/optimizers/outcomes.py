@@ -9,7 +9,7 @@ from dspy_router.feedback import Feedback
 from dspy_router.optimizers.settings import CostUnit
 
 TRIED = ("rollout", "log")  # sources whose rewards were earned by trying an option
-ROUNDING = 1e-9  # the sum of a metric's parts, such as 0.3 + 0.6 + 0.1, can fall short of what they make by its last bit
+ROUNDING = 1e-9  # relative: a metric's parts, such as 0.3 + 0.6 + 0.1, can add up to a little less than the best
 
 
 class Scored(Protocol):

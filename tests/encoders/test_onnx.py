@@ -136,9 +136,7 @@ def model_folder(folder: Path, place: str = "model.onnx") -> Path:
     return folder
 
 
-def test_a_folder_says_how_long_a_text_may_be(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_says_how_long_a_text_may_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = model_folder(tmp_path / "model")
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 8}))
     with caplog.at_level(logging.WARNING, logger="dspy_router"):
