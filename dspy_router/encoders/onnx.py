@@ -256,7 +256,7 @@ def _files(model: str) -> tuple[Path, Path]:
 def _require_mean(folder: Path) -> None:
     """Refuse a sentence-transformers folder whose vectors are not the means of word vectors."""
     pooling = _settings(folder / "1_Pooling" / "config.json")
-    # One name or a list of them; before sentence-transformers 5.4 a boolean for each.
+    # One name or a list of them, or, by earlier releases of sentence-transformers, a boolean for each.
     named = pooling.get(
         "pooling_mode", [name for name, is_on in pooling.items() if is_on and name.startswith("pooling_mode_")]
     )
@@ -270,7 +270,7 @@ def _require_mean(folder: Path) -> None:
 
 
 def _window(folder: Path) -> int:
-    """How many word pieces a model reads, by its own settings or, since sentence-transformers 5.4, its tokenizer's."""
+    """How many word pieces a model reads, by its own settings or, in later releases, its tokenizer's."""
     window = _settings(folder / "sentence_bert_config.json").get("max_seq_length")
     window = window or _settings(folder / "tokenizer_config.json").get("model_max_length")
     return int(window) if window and window <= UNLIMITED else LONGEST

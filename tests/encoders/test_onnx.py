@@ -166,7 +166,7 @@ MEAN, CLS = "pooling_mode_mean_tokens", "pooling_mode_cls_token"
     ids=str,
 )
 def test_a_folder_that_pools_otherwise_is_refused(tmp_path: Path, settings: dict[str, object], is_mean: bool) -> None:
-    """In the form that sentence-transformers 5.4 and later write, and in the one before."""
+    """In the form that sentence-transformers 6 writes, and in the one before."""
     folder = model_folder(tmp_path / "model")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
