@@ -1,6 +1,7 @@
 """From one call's inputs to what a route decides, declines or hands to its fallback: sync and async share this."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,11 +89,20 @@ def candidate_masks(route: "DifferentiableRoute", given: Any) -> "dict[str, np.n
 
 
 def policies(route: "DifferentiableRoute", call: Call, vector: "np.ndarray") -> Policies:
-    """The policy of every field for a call's vector, and whether the guard lets the route decide by it."""
+    """The policy of every field for a call's vector, and whether the guard lets the route decide by it.
+
+    Raises:
+        RouteError: If a head's parameters are such that it cannot decide.
+    """
     found, learned = {}, route.learned
     for field in learned.fields:
         mask = call.candidates.get(field.name)
         policy = learned.folded(field.name).policy(vector, mask)
+        if not math.isfinite(policy.sum()):
+            raise RouteError(
+                f"The head of field {field.name!r} gives probabilities that are no numbers, as its parameters are not "
+                "finite or too large: its training diverged. Load a saved state, or train again in smaller steps."
+            )
         found[field.name] = by_name(field.option_names, field.positions, policy, mask)
     guard, scoring = learned.guard, dspy.settings.get("_route_scoring", False)
     if guard is None and not scoring:

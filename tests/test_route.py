@@ -162,6 +162,16 @@ def test_an_encoder_that_gives_nan_is_named_in_a_call() -> None:
         route(request="a pear")
 
 
+@pytest.mark.parametrize("outputs", ["fruit: Literal['fig', 'date']", "fruit: list[Literal['fig', 'date']]"])
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_a_head_that_diverged_decides_nothing(outputs: str) -> None:
+    route = DifferentiableRoute(f"request -> {outputs}", encoder=bag_of_words)
+    with torch.no_grad():
+        route.head["fruit"].weight.fill_(torch.nan)
+    with pytest.raises(RouteError, match="head of field 'fruit' gives probabilities that are no numbers"):
+        route(request="a ripe fig")
+
+
 def test_a_decision_of_dspys_rich_types_carries_its_evidence(sentence_encoder: SentenceEncoder) -> None:
     from dspy.adapters.types.decision import Choice, Noul
 

@@ -201,7 +201,7 @@ class Encoder(abc.ABC):
         """Float32 [n, d] of texts, from the model."""
         import numpy as np
 
-        vectors = np.array(self._encode_batch(texts), dtype=np.float32)
+        vectors = np.array(self._encode_batch([encodable(text) for text in texts]), dtype=np.float32)
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise RouteError(
                 f"The encoder {self!r} gave an array of shape {vectors.shape} for {len(texts)} texts; "
@@ -220,6 +220,18 @@ class Encoder(abc.ABC):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Encoder":
         return self
+
+
+def encodable(text: str) -> str:
+    """A text as UTF-8 can hold it; half of a surrogate pair becomes a question mark.
+
+    A tokenizer refuses it, and with it all texts of the batch, whoever they are from.
+
+    Example:
+        >>> encodable("cut off " + chr(0xD83D))
+        'cut off ?'
+    """
+    return text.encode("utf-8", "replace").decode()
 
 
 def shortened(text: str, limit: int = 60) -> str:

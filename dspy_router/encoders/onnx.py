@@ -38,6 +38,9 @@ TOKENS_A_RUN = 4096  # of a batch, padding included: it bounds the memory, and m
 # ONNX Runtime 1.32 takes four times as long for a layer norm fused with the sum before it as for the two.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 LONGEST = 512  # word pieces, where a folder names no window
+UNLIMITED = 10**6  # word pieces: transformers writes 10^30 where it knows no window
+WEIGHTS_BESIDE = ("_data", ".data")  # what file names end in behind "model.onnx"
+KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}
 
 
 class OnnxEncoder(Encoder):
@@ -217,13 +220,15 @@ def _load(model: str, arithmetic: Arithmetic) -> _Loaded:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # both raise classes of their own
         raise RouteError(f"The model in {str(folder)!r} could not be loaded: {error}") from error
-    window = _setting(folder / "sentence_bert_config.json", "max_seq_length") or LONGEST
-    if _setting(folder / "1_Pooling" / "config.json", "pooling_mode_mean_tokens") is False:
-        raise RouteError(f"The model in {str(folder)!r} does not average its word vectors. Use SentenceEncoder for it.")
+    _require_mean(folder)
+    window = _window(folder)
     tokenizer.no_padding()
     tokenizer.enable_truncation(window)
     inputs = frozenset(entry.name for entry in session.get_inputs())
-    return _Loaded(session, inputs, tokenizer, window, f"{INT8_PREFIX if in_int8 else ''}{sha256(file)}")
+    # Exporters put the weights of some models beside the graph.
+    weights = [file, *(part for end in WEIGHTS_BESIDE if (part := file.with_name(file.name + end)).is_file())]
+    digest = "-".join(map(sha256, weights))
+    return _Loaded(session, inputs, tokenizer, window, f"{INT8_PREFIX if in_int8 else ''}{digest}")
 
 
 def _files(model: str) -> tuple[Path, Path]:
@@ -248,8 +253,32 @@ def _files(model: str) -> tuple[Path, Path]:
     )
 
 
-def _setting(path: Path, name: str) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")).get(name) if path.is_file() else None
+def _require_mean(folder: Path) -> None:
+    """Refuse a sentence-transformers folder whose vectors are not the means of word vectors."""
+    pooling = _settings(folder / "1_Pooling" / "config.json")
+    # One name or a list of them, or, by earlier releases of sentence-transformers, a boolean for each.
+    named = pooling.get(
+        "pooling_mode", [name for name, is_on in pooling.items() if is_on and name.startswith("pooling_mode_")]
+    )
+    if pooling and named not in ("mean", ["mean"], ["pooling_mode_mean_tokens"]):
+        raise RouteError(f"The model in {str(folder)!r} does not average its word vectors. Use SentenceEncoder for it.")
+    modules = [module["type"].rpartition(".")[2] for module in _settings(folder / "modules.json") or []]
+    if further := [name for name in modules if name not in KNOWN_MODULES]:
+        raise RouteError(
+            f"The model in {str(folder)!r} has parts beside its word vectors' mean: {further}. Use SentenceEncoder."
+        )
+
+
+def _window(folder: Path) -> int:
+    """How many word pieces a model reads, by its own settings or, in later releases, its tokenizer's."""
+    window = _settings(folder / "sentence_bert_config.json").get("max_seq_length")
+    window = window or _settings(folder / "tokenizer_config.json").get("model_max_length")
+    return int(window) if window and window <= UNLIMITED else LONGEST
+
+
+def _settings(path: Path) -> Any:
+    """What a JSON file holds; an empty dict if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _cores() -> int:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
 
-from dspy_router.encoders.base import Encoder, Fingerprint
+from dspy_router.encoders.base import Encoder, Fingerprint, encodable
 from dspy_router.errors import RouteError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class TokenEncoder(Encoder):
         import torch
 
         rows = [
-            [_hashed(token, self.vocabulary) for token in _TOKEN.findall(text.lower())[: self.max_tokens]]
+            [_hashed(token, self.vocabulary) for token in _TOKEN.findall(encodable(text).lower())[: self.max_tokens]]
             for text in texts
         ]
         ids = torch.zeros(len(rows), max(1, *map(len, rows)) if rows else 1, dtype=torch.int64)

@@ -69,6 +69,7 @@ def _shortages(overlap: Overlap, rows: int) -> list[str]:
             f"the propensities are wrong (right ones would look so in fewer than one log of {DOUBT:,.0f}; the "
             f"importance weights average {overlap.mean_weight:.2f}): log the probability with which the option taken "
             "was taken, exploration included"
+            + ("; or the candidate learned from these rows: judge it on others" if overlap.mean_weight > 1 else "")
         )
     elif overlap.unusual > UNUSUAL_SHARE and overlap.unusual_rows < UNUSUAL_ROWS:
         found.append(

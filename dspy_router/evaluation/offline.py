@@ -40,7 +40,7 @@ class LoggedRows:
         reward: Float [n], finite.
         predicted: Float [n, k], the reward that a model which did not see the row predicts of each option; see
             `dspy_router.learning.reward_model.cross_fitted_rewards`.
-        group: Int [n]: rows of one group (one example) are resampled together.
+        group: Int [n]: rows of one group (one example) are resampled together. They stand in the order of decision.
 
     Raises:
         RouteError: If shapes do not fit or a value is out of range.

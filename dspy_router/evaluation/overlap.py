@@ -13,6 +13,10 @@ larger: Π (1 + λ (figure - 1)) has a mean of at most 1 for any λ in [0, 1], h
 (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", 2024.) A standard error would not
 do: where exploration is rare the weights that make up the mean are mostly not in the log, nor in its variance.
 A mean weight that is too low cannot be told from exploration that is too rare, and does not count as evidence.
+
+Each group bets once, on its first row. Later ones may repeat its draw, and how many there are may depend on it: where
+a request that was served wrongly is asked again, the mean weight of a group is more than 1 with right propensities.
+What `TOLERANCE` allows for is no evidence either, as 0.33 for a third: bets would find it out in some thousand rows.
 """
 
 from dataclasses import dataclass
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from dspy_router.evaluation.offline import LoggedRows
 
 RARELY = 50  # an option has no support if the candidate takes it more than so many times as often as the log did
+TOLERANCE = 0.02  # relative, of the figures: propensities of two digits mostly are as right as this
 STAKES = 2.0 ** -np.arange(1, 9)  # the λ, over which the wealth is averaged
 
 
@@ -43,8 +48,8 @@ class Overlap:
         unusual: Share of the candidate's decisions against an option that the log takes more than half of the time for
             such an input, the mean of 1[μ > 1/2] (1 - π(a|x)) / μ.
         unusual_rows: The effective sample size of the rows with μ ≤ 1/2: at most this is what the log tells of those.
-        doubt: Evidence against the propensities, an e-value: if they are right, it is c or more with probability 1 / c
-            at most, for any c and any number of rows.
+        doubt: Evidence against the propensities, an e-value: if they are right, up to rounding, it is c or more with
+            probability 1 / c at most, for any c and any number of rows.
     """
 
     effective_rows: float
@@ -96,8 +101,7 @@ def _effective(weight: np.ndarray, group: np.ndarray) -> float:
 
 
 def _doubt(figures: np.ndarray, group: np.ndarray) -> float:
-    """The mean wealth of bets that figures [m, n], of mean 1 at most, are larger; a group bets once, on its mean."""
-    size = np.bincount(group)
-    means = np.stack([np.bincount(group, weights=figure) / size for figure in figures])
-    log_wealth = np.log1p(STAKES[:, None, None] * (means - 1)).sum(axis=-1)
+    """The mean wealth of bets that figures [m, n], of mean 1 at most, are larger; a group bets on its first row."""
+    first = np.unique(group, return_index=True)[1]
+    log_wealth = np.log1p(STAKES[:, None, None] * (figures[:, first] / (1 + TOLERANCE) - 1)).sum(axis=-1)
     return float(np.exp(np.minimum(log_wealth, 700)).mean())  # e^700 is still a float

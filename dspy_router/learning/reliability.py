@@ -1,10 +1,10 @@
 """How far probabilities can be believed, and how high the right option ranks: measures of held-out rows."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import top_k_accuracy_score
 
 from dspy_router.learning.calibration import settled_rows
 from dspy_router.learning.rows import Objective, TargetRows
@@ -17,17 +17,26 @@ RECALL_AT = (1, 3, 5, 10)
 class Reliability:
     """How often decisions were right, by the probability they claimed; renders as a table.
 
+    Of probabilities that are right, 50 rows have an expected calibration error of some 0.13 by chance, 200 rows 0.07.
+    The two scores are lowest, on average, for what is right (Gneiting and Raftery 2007, "Strictly Proper Scoring Rules,
+    Prediction, and Estimation"): with few rows they tell which of two sets of claims about the same decisions is better
+    where the error does not. What size they have depends on how hard the decisions are.
+
     Attributes:
         edges: Float64 [bins + 1], equally wide from 0 to 1. A bin holds its upper edge; the first, both.
         rows: Int [bins].
         confidence: Float64 [bins], mean probability claimed; nan where a bin is empty.
         accuracy: Float64 [bins], share that was right; nan where a bin is empty.
+        log_loss: Mean of -log of the probability claimed for what came, right or not; nan without rows.
+        brier_score: Mean of (claimed - right)², from 0 to 1; nan without rows.
     """
 
     edges: np.ndarray
     rows: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
+    log_loss: float
+    brier_score: float
 
     @property
     def error(self) -> float:
@@ -41,7 +50,11 @@ class Reliability:
         filled = self.rows > 0
         columns = {"low": self.edges[:-1], "high": self.edges[1:], "rows": self.rows}
         columns |= {"confidence": self.confidence, "accuracy": self.accuracy}
-        return {"error": self.error if filled.any() else None, **{k: v[filled].tolist() for k, v in columns.items()}}
+        figures = {"error": self.error, "log_loss": self.log_loss, "brier_score": self.brier_score}
+        return {
+            **{name: figure if filled.any() else None for name, figure in figures.items()},
+            **{name: column[filled].tolist() for name, column in columns.items()},
+        }
 
     def __str__(self) -> str:
         return self._table("simple")
@@ -99,7 +112,12 @@ def reliability(probabilities: np.ndarray, right: np.ndarray, bins: int = 15) ->
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(place, probabilities, bins) / rows
         accuracy = np.bincount(place, right, bins) / rows
-    return Reliability(edges, rows, confidence, accuracy)
+    # As close to 0 and 1 as rounding can tell: one mistake of a decision that was certain makes no mean infinite.
+    certain = np.finfo(np.float64).eps
+    claimed = np.clip(probabilities, certain, 1 - certain)
+    log_loss = -(right * np.log(claimed) + (1 - right) * np.log1p(-claimed))
+    scores = (float(np.mean(score)) if len(right) else math.nan for score in (log_loss, (probabilities - right) ** 2))
+    return Reliability(edges, rows, confidence, accuracy, *scores)
 
 
 def expected_calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
@@ -130,7 +148,6 @@ def recall_at_k(logits: np.ndarray, rows: TargetRows) -> dict[int, float]:
     settled, options = settled_rows(rows) & (rows.objective != Objective.REWARD), rows.target.shape[1]
     if not settled.any():
         return {}
-    labels, every, scores = rows.target[settled].argmax(axis=1), np.arange(options), logits[settled]
-    # scikit-learn takes two options for a positive and a negative class, and wants the score of the one.
-    scores = scores[:, 1] - scores[:, 0] if options == 2 else scores
-    return {k: float(top_k_accuracy_score(labels, scores, k=k, labels=every)) for k in RECALL_AT if k < options}
+    labels, likeliest = rows.target[settled].argmax(axis=1), np.argsort(-logits[settled], axis=1, kind="stable")
+    place = (likeliest == labels[:, None]).argmax(axis=1)
+    return {k: float((place < k).mean()) for k in RECALL_AT if k < options}

@@ -144,7 +144,7 @@ def _noise(jobs: Sequence[Job], rollouts: Sequence[Rollout], reading: RewardRead
     found: dict[int, list[bool]] = defaultdict(list)
     for job, rollout in zip(jobs, rollouts, strict=True):
         if rollout.reward is not None:
-            found[job.example].append(rollout.reward >= reading.best_reward)
+            found[job.example].append(rollout.reward >= reading.enough)
     return measured_noise([(pair[0], pair[1]) for pair in found.values() if len(pair) == 2])
 
 

@@ -79,6 +79,6 @@ def _improvements(
     other = others.argmax(axis=1)
     spread = np.sqrt(error[rows, other] ** 2 + error[rows, best] ** 2)
     chance = ndtr((worth[rows, other] - worth[rows, best]) / np.maximum(spread, 1e-9))
-    over = np.isneginf(others[rows, other]) | ((noise == 0) & (worth[rows, best] >= reading.best_reward))
+    over = np.isneginf(others[rows, other]) | ((noise == 0) & (worth[rows, best] >= reading.enough))
     look = np.where((noise > 0) & (error[rows, best] > error[rows, other]), best, other)
     return list(zip(np.where(over, 0.0, chance).tolist(), look.tolist(), strict=True))

@@ -9,6 +9,7 @@ from dspy_router.feedback import Feedback
 from dspy_router.optimizers.settings import CostUnit
 
 TRIED = ("rollout", "log")  # sources whose rewards were earned by trying an option
+ROUNDING = 1e-9  # relative: a metric's parts, such as 0.3 + 0.6 + 0.1, can add up to a little less than the best
 
 
 class Scored(Protocol):
@@ -67,9 +68,14 @@ class RewardReading:
         assert row.reward is not None
         return row.reward - (self.cost_weight * self.cost(row) if self.cost_weight else 0.0)
 
+    @property
+    def enough(self) -> float:
+        """What counts as the best reward: no less, but for rounding."""
+        return self.best_reward - ROUNDING * max(1.0, abs(self.best_reward))
+
     def success(self, row: Scored) -> bool:
         """Whether the row's run earned the best there is."""
-        return self.net(row) >= self.best_reward
+        return self.net(row) >= self.enough
 
     def graded(self, rows: Iterable[Feedback]) -> bool:
         """Whether runs earned more than one thing short of the best, or part of it, so that its size must count."""

@@ -106,8 +106,12 @@ class FinetuneReport:
             if counts:
                 lines.insert(1, [name, ", ".join(f"{count:,} {reason}" for reason, count in counts.items()), ""])
         for fitted in self.calibration:
-            error = f"expected error {fitted.before.error:.3f} before, {fitted.after.error:.3f} after"
+            raw, calibrated = fitted.before, fitted.after
+            error = f"expected error {raw.error:.3f} before, {calibrated.error:.3f} after"
+            loss = f"log loss {raw.log_loss:.3f} before, {calibrated.log_loss:.3f} after"
+            score = f"Brier score {raw.brier_score:.3f} before, {calibrated.brier_score:.3f} after"
             lines.insert(-2, [f"calibration of {fitted.field!r}", error, fitted.basis])
+            lines.insert(-2, [f"scores of {fitted.field!r}, the lower the better", loss, score])
             if fitted.recall:
                 shares = ", ".join(f"{share:.3f} among {k}" for k, share in fitted.recall.items())
                 lines.insert(-2, [f"right {fitted.field!r} among the likeliest", shares, "recall@k of the same rows"])

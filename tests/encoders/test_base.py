@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
-from dspy_router import RouteError
+from dspy_router import OnnxEncoder, RouteError, SentenceEncoder, TokenEncoder
 from dspy_router.encoders.base import GATHER_LIMIT
 from dspy_router.encoders.choose import as_encoder, default_encoder
 from dspy_router.encoders.function import FunctionEncoder
@@ -48,6 +49,16 @@ def test_empty_text_is_the_zero_vector() -> None:
     encoder = FunctionEncoder(bag_of_words)
     assert not encoder.encode(["", " \n"]).any()
     assert not encoder.encode_one("  ").any()
+
+
+def test_half_a_surrogate_pair_is_read_as_a_question_mark() -> None:
+    """A tokenizer refuses it, and would fail all who share the batch."""
+    cut, marked = "see you soon \ud83d", "see you soon ?"
+    for encoder in (FunctionEncoder(bag_of_words), SentenceEncoder(), OnnxEncoder(), TokenEncoder()):
+        vectors = encoder.encode(["hello", cut, marked])
+        np.testing.assert_allclose(vectors[1], vectors[2], atol=1e-6)
+    ids = TokenEncoder().token_ids([cut, marked])
+    assert torch.equal(ids[0], ids[1])
 
 
 def test_each_text_is_encoded_once_while_the_cache_holds_it() -> None:

@@ -9,6 +9,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -135,19 +136,67 @@ def model_folder(folder: Path, place: str = "model.onnx") -> Path:
     return folder
 
 
-def test_a_folder_says_how_long_a_text_may_be_and_how_it_pools(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_says_how_long_a_text_may_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = model_folder(tmp_path / "model")
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 8}))
     with caplog.at_level(logging.WARNING, logger="dspy_router"):
         cut, short = OnnxEncoder(folder).encode(["one two three four five six seven", "one two three four five six"])
     np.testing.assert_allclose(cut, short, atol=1e-5)
     assert "8 word pieces" in caplog.text
+    (folder / "sentence_bert_config.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 8}))  # where later releases put it
+    np.testing.assert_array_equal(OnnxEncoder(folder).encode_one("one two three four five six seven"), cut)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 10**30}))  # no window is known
+    assert OnnxEncoder(folder)._model.window == onnx.LONGEST
+
+
+MEAN, CLS = "pooling_mode_mean_tokens", "pooling_mode_cls_token"
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_mean"),
+    [
+        ({MEAN: True, CLS: False, "include_prompt": True}, True),
+        ({MEAN: False}, False),
+        ({MEAN: True, "pooling_mode_max_tokens": True}, False),
+        ({"pooling_mode": "mean", "include_prompt": True}, True),
+        ({"pooling_mode": "cls", "include_prompt": True}, False),
+        ({"pooling_mode": ["mean", "max"]}, False),
+    ],
+    ids=str,
+)
+def test_a_folder_that_pools_otherwise_is_refused(tmp_path: Path, settings: dict[str, object], is_mean: bool) -> None:
+    """In the form that sentence-transformers 6 writes, and in the one before."""
+    folder = model_folder(tmp_path / "model")
     (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": False}))
-    with pytest.raises(RouteError, match="does not average its word vectors"):
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    with nullcontext() if is_mean else pytest.raises(RouteError, match="does not average its word vectors"):
         OnnxEncoder(folder).encode_one("a text")
+
+
+def test_a_folder_with_further_layers_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    modules = [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Dense", "Normalize")]
+    (folder / "modules.json").write_text(json.dumps([{"type": name} for name in modules]))
+    with pytest.raises(RouteError, match=r"parts beside its word vectors' mean: \['Dense'\]"):
+        OnnxEncoder(folder).encode_one("a text")
+
+
+@pytest.mark.parametrize("beside", ["model.onnx_data", "model.onnx.data"])
+def test_weights_beside_the_graph_are_part_of_the_fingerprint(tmp_path: Path, beside: str) -> None:
+    import onnx as onnx_format
+
+    found = []
+    for name, factor in (("one", 1.0), ("other", 2.0)):
+        folder = model_folder(tmp_path / name)
+        model = onnx_format.load(folder / "model.onnx")
+        scale = next(entry for entry in model.graph.initializer if entry.name.endswith("word_embeddings.weight_scale"))
+        values = factor * onnx_format.numpy_helper.to_array(scale)
+        scale.CopyFrom(onnx_format.numpy_helper.from_array(values, scale.name))
+        (folder / "model.onnx").unlink()
+        onnx_format.save(model, folder / "model.onnx", save_as_external_data=True, location=beside)
+        found.append(OnnxEncoder(folder).fingerprint.weights)
+    assert found[0] != found[1]
 
 
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

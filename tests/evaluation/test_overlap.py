@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dspy_router.evaluation.objections import DOUBT
-from dspy_router.evaluation.offline import LoggedRows
+from dspy_router.evaluation.objections import DOUBT, objections
+from dspy_router.evaluation.offline import LoggedRows, evaluate_policy
 from dspy_router.evaluation.overlap import Overlap
 
 OPTIONS = 4
@@ -92,3 +92,29 @@ def test_repeated_rows_are_no_further_evidence() -> None:
         for group in (np.arange(40), np.arange(40) // 4)
     ]
     assert doubts[0] > DOUBT > doubts[1]
+
+
+def test_a_request_that_is_asked_again_until_it_is_served_right_casts_no_doubt() -> None:
+    """How many rows a group has depends on its weights, and their mean is more than 1 with right propensities."""
+    draws = np.random.default_rng(0).random((300, 5)) < 0.5  # of the right option
+    asked = np.where(draws.any(axis=1), draws.argmax(axis=1) + 1, 5)
+    group, served = np.repeat(np.arange(300), asked), draws[np.arange(5) < asked[:, None]]
+    policy, half = np.tile([1.0, 0.0], (len(group), 1)), np.full(len(group), 0.5)
+    rows = LoggedRows(policy, (~served).astype(int), half, served.astype(float), policy, group)
+    assert Overlap.of(rows).doubt < DOUBT
+
+
+@pytest.mark.parametrize("options", [3, 7])
+def test_propensities_of_two_digits_are_right_enough(options: int) -> None:
+    chosen, propensity = np.arange(10_000) % options, np.full(10_000, round(1 / options, 2))
+    policy = np.full((10_000, options), 1 / options)
+    assert Overlap.of(LoggedRows(policy, chosen, propensity, propensity, policy, np.arange(10_000))).doubt < DOUBT
+
+
+def test_a_candidate_that_knows_what_was_taken_may_be_the_reason_for_doubt() -> None:
+    """It learned from these rows, so that their weights are too large with right propensities."""
+    chosen = np.random.default_rng(0).integers(OPTIONS, size=300)
+    policy, unknown = np.eye(OPTIONS)[chosen], np.zeros((300, OPTIONS))
+    rows = LoggedRows(policy, chosen, np.full(300, 1 / OPTIONS), chosen == 0, unknown, np.arange(300))
+    [objection] = objections(evaluate_policy(rows))
+    assert "or the candidate learned from these rows: judge it on others" in objection

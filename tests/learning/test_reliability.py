@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+from sklearn.metrics import brier_score_loss, log_loss
 
+from dspy_router.folded import softmax
 from dspy_router.learning.calibration import calibrate
 from dspy_router.learning.reliability import expected_calibration_error, recall_at_k, reliability
 from dspy_router.learning.rows import Objective, TargetRows
@@ -17,9 +19,33 @@ def test_edges_belong_to_the_bin_below_and_zero_to_the_first() -> None:
     assert table.rows.tolist() == [3, 1]
 
 
+def test_scores_are_those_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    claimed = np.append(random.random(50), [0.0, 1.0])
+    right = np.append(random.random(50) < claimed[:50], [True, False])  # the last two were certain, and wrong
+    found = reliability(claimed, right)
+    assert found.brier_score == pytest.approx(brier_score_loss(right, claimed))
+    assert found.log_loss == pytest.approx(log_loss(right, claimed))
+    assert found.to_dict()["log_loss"] == found.log_loss
+
+
+def test_scores_tell_from_few_rows_which_claims_are_right() -> None:
+    """Where twice as sure as is right or as sure as is right is the question, and the error does worse."""
+    better = {"error": 0, "log_loss": 0, "brier_score": 0}
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        logits = 2 * random.standard_normal((50, 3))
+        right = (logits + random.gumbel(size=logits.shape)).argmax(axis=1) == logits.argmax(axis=1)
+        honest, sure = (reliability(softmax(scale * logits).max(axis=1), right) for scale in (1, 2))
+        for name in better:
+            better[name] += getattr(honest, name) < getattr(sure, name)
+    assert better["log_loss"] > better["brier_score"] > better["error"] + 5
+
+
 def test_an_empty_table_renders_and_has_no_error() -> None:
     table = reliability(np.array([]), np.array([]))
-    assert np.isnan(table.error)
+    assert np.isnan([table.error, table.log_loss, table.brier_score]).all()
+    assert table.to_dict()["brier_score"] is None
     assert "claimed" in str(table)
     assert "<table" in table._repr_html_()
 
@@ -50,3 +76,9 @@ def test_recall_between_two_options_is_the_share_that_is_right() -> None:
     logits = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     assert recall_at_k(logits, TargetRows.from_labels(np.array([0, 1, 1]), 2)) == {1: pytest.approx(2 / 3)}
     assert recall_at_k(logits[:1], TargetRows.from_labels(np.array([0]), 2)) == {1: 1.0}
+    unsure = np.array([[0.0, 0.3], [0.0, 0.4]])
+    assert recall_at_k(unsure, TargetRows.from_labels(np.array([1, 1]), 2)) == {1: 1.0}
+
+
+def test_recall_breaks_ties_in_the_order_of_the_options() -> None:
+    assert recall_at_k(np.zeros((2, 4)), TargetRows.from_labels(np.array([0, 2]), 4)) == {1: 0.5, 3: 1.0}

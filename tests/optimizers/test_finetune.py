@@ -426,6 +426,7 @@ def test_the_report_shows_reliability_and_recall_on_held_out_rows(monkeypatch: p
     assert saved["recall"] == {"1": found.recall[1], "3": found.recall[3]}
     assert sum(saved["reliability"]["rows"]) == saved["rows"] == 80
     assert saved["reliability"]["error"] == found.after.error
+    assert f"log loss {found.before.log_loss:.3f} before, {found.after.log_loss:.3f} after" in str(optimizer.report)
     page = optimizer.report._repr_html_()
     assert page.startswith("<table>")
     assert "<svg" in page

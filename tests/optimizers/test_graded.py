@@ -1,5 +1,6 @@
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -232,3 +233,12 @@ def test_rows_fit_the_heads_to_what_earns_most() -> None:
     before = entry.agreement()
     fit_routes(found)
     assert entry.agreement() > 0.95 > before
+
+
+def test_a_best_reward_that_is_added_up_from_parts_is_the_best() -> None:
+    whole = 0.3 + 0.6 + 0.1
+    assert whole < 1
+    row = Feedback("rollout", "example 1", "self", "fruit", "a fig", ("fig", "date"), "fig", 1.0, whole)
+    assert RewardReading().success(row)
+    assert not RewardReading().success(replace(row, reward=0.999))
+    assert not RewardReading().graded([row, replace(row, reward=0.0)])
