@@ -15,6 +15,7 @@ from cachetools import LRUCache
 
 from dspy_router.encoders.cache import VectorCache
 from dspy_router.encoders.gathering import Gathering
+from dspy_router.encoders.weights import same_model
 from dspy_router.errors import RouteError
 
 if TYPE_CHECKING:
@@ -111,6 +112,10 @@ class Encoder(abc.ABC):
             self._known_fingerprint = self._fingerprint()
         return self._known_fingerprint
 
+    def serves(self, saved: Fingerprint) -> bool:
+        """Whether a head for the vectors of an encoder with this fingerprint serves with this encoder's, too."""
+        return same_model(saved, self.fingerprint)
+
     @property
     def dimension(self) -> int:
         """Length of a vector."""
@@ -201,7 +206,9 @@ class Encoder(abc.ABC):
         """Float32 [n, d] of texts, from the model."""
         import numpy as np
 
-        vectors = np.array(self._encode_batch(texts), dtype=np.float32)
+        # Half of a surrogate pair, as a cut JSON escape leaves it, would fail a batch and all whose texts are in it.
+        readable = [text.encode("utf-8", "replace").decode() for text in texts]
+        vectors = np.array(self._encode_batch(readable), dtype=np.float32)
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise RouteError(
                 f"The encoder {self!r} gave an array of shape {vectors.shape} for {len(texts)} texts; "

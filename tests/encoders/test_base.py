@@ -233,3 +233,15 @@ def test_many_threads_may_ask_for_the_same_text() -> None:
     with ThreadPoolExecutor(16) as pool:
         vectors = list(pool.map(ask, range(16)))
     assert all(np.array_equal(vector, vectors[0]) for vector in vectors)
+
+
+def test_half_a_surrogate_pair_does_not_fail_the_batch_it_is_in() -> None:
+    def strict(texts: list[str]) -> np.ndarray:
+        for text in texts:
+            text.encode()
+        return bag_of_words(texts)
+
+    encoder = FunctionEncoder(strict)
+    vectors = encoder.encode(["rain in Oslo", "rain \ud83c in Oslo"])
+    np.testing.assert_array_equal(vectors[0], FunctionEncoder(strict).encode_one("rain in Oslo"))
+    np.testing.assert_array_equal(vectors[1], FunctionEncoder(strict).encode_one("rain ? in Oslo"))
