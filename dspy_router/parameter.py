@@ -129,8 +129,12 @@ class RouteParameter(Parameter):
             self._heads, self.record, self.guard = saved.heads, saved.record, saved.guard
 
     def __getstate__(self) -> dict[str, Any]:
-        # A frozen encoder is pickled without its weights, so the head keeps what they were.
-        return {**self.__dict__, "fingerprint": self.encoder.fingerprint if self.is_built else None}
+        # A frozen encoder is pickled without its weights, so the head keeps what they were. Folded, the head is read
+        # without torch.
+        if not self.is_built:
+            return {**self.__dict__, "fingerprint": None}
+        heads = {field.name: self.folded(field.name) for field in self.fields}
+        return {**self.__dict__, "_heads": heads, "fingerprint": self.encoder.fingerprint}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         fingerprint = state.pop("fingerprint", None)

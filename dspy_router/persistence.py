@@ -33,7 +33,6 @@ from safetensors.numpy import save as serialize
 
 import dspy_router
 from dspy_router.encoders.base import Encoder, Fingerprint, shortened
-from dspy_router.encoders.weights import same_model
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
 from dspy_router.folded import FoldedHead
@@ -182,7 +181,7 @@ def require_same_encoder(saved: Fingerprint, encoder: Encoder) -> None:
         ) from error
     if saved == own:
         return
-    if same_model(saved, own):
+    if encoder.serves(saved):
         if (saved, own) in _told_of_form:  # DSPy loads everything twice, on a copy at first
             return
         _told_of_form.add((saved, own))

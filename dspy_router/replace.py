@@ -157,7 +157,9 @@ def _way_out(asked: type[dspy.Signature], tools: Tools | None, kept: list[str]) 
     """What to do about a signature that no route was made for."""
     outputs = asked.output_fields
     if not outputs:
-        return "keep_lm leaves it no output: name fewer there."
+        return (
+            f"keep_lm leaves {kept} to the LM, and so nothing to decide: name those that it shall write, and no more."
+        )
     free = [name for name in _undecidable(asked) if tools is None or outputs[name].annotation not in (str, list[str])]
     if len(free) == len(outputs):
         return (

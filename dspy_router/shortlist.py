@@ -8,6 +8,7 @@ import dspy
 
 from dspy_router.deciding import Policies, policies, read_call
 from dspy_router.errors import RouteError
+from dspy_router.optimizers.rollouts import check_examples
 from dspy_router.probabilities import likeliest
 from dspy_router.route import DifferentiableRoute
 from dspy_router.tables import table
@@ -25,12 +26,14 @@ class Shortlist(dspy.Module):
 
     Args:
         agent: Its tools are all that can be shown.
-        route: Decides one field among tools of the agent; its inputs are among the agent's. Train it on the tool that
-            is needed first, or on any that is needed.
+        route: Decides one field among tools of the agent; its inputs are among the agent's. Compile it by itself, on
+            examples with the tool that is needed first, or any that is needed; of a run of the agent that is
+            `prediction.trajectory["tool_name_0"]`. To show tools is no decision: nothing of it is recorded or explored,
+            and no run of a `Shortlist` teaches its route.
         k: How many tools are shown, at least 1.
 
     Raises:
-        RouteError: If `k` is out of range, or the route names a tool that the agent does not have.
+        RouteError: If `k` is out of range, or the route names a tool or an input that the agent does not have.
 
     Example:
         >>> import dspy
@@ -52,6 +55,11 @@ class Shortlist(dspy.Module):
                 f"The route decides { {field.name: field.option_names for field in route.fields} }; the agent's tools "
                 f"are {list(agent.tools)}"
                 + (f", without {sorted(strangers)}." if len(route.fields) == 1 else ": give a route with one field.")
+            )
+        if missing := [name for name in route.signature.input_fields if name not in agent.signature.input_fields]:
+            raise RouteError(
+                f"The route reads {missing}, which the agent does not get: its inputs are "
+                f"{list(agent.signature.input_fields)}."
             )
         if k < 1:
             raise RouteError(f"k={k}: show at least one tool.")
@@ -87,14 +95,22 @@ class Shortlist(dspy.Module):
         Args:
             examples: With inputs, and the needed tool, or a list of them, in `field`.
             field: By default the route's.
+
+        Raises:
+            RouteError: If there are no examples, or one has no inputs or needs no tool of the route's.
         """
         field = field or self.route.fields[0].name
+        check_examples(examples, "examples")
         ranks, declined = [], 0
         for example in examples:
             call = read_call(self.route, self._read(example.inputs()))
             thought = policies(self.route, call, self.route.encoder.encode_one(call.text))
             order = list(likeliest(thought.probabilities[self.route.fields[0].name], len(self.route.fields[0].options)))
-            needed = example[field]
+            needed = example.get(field)
+            if not needed:
+                raise RouteError(
+                    f"An example has no {field!r}, the tool it needs: {str(example)[:80]}. Or name another field."
+                )
             wanted = [needed] if isinstance(needed, str) else list(needed)
             if unknown := [name for name in wanted if name not in order]:
                 raise RouteError(f"An example needs {unknown} in {field!r}; the route's tools are {order}.")

@@ -7,17 +7,18 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import dspy
 import numpy as np
 import pytest
 import torch
 
-from dspy_router import DifferentiableRoute
+from dspy_router import DifferentiableRoute, RouteFinetune
 from dspy_router.folded import FoldedHead, product
 from dspy_router.folded_lists import FoldedListHead
 from dspy_router.heads import OptionHead
 from dspy_router.list_heads import ListHead
 from tests.conftest import bag_of_words
-from tests.programs import FRUIT, fruit_route
+from tests.programs import FRUIT, fruit_requests, fruit_route
 
 FORMS = [(OptionHead, FoldedHead), (ListHead, FoldedListHead)]
 
@@ -215,3 +216,17 @@ print([untrained(request="a ripe apple").fruit, made.fruit, made.decision.score 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
     assert ast.literal_eval(done.stdout) == ["apple", "banana", True, []]
+
+
+def test_a_pickled_route_that_was_trained_decides_without_torch(tmp_path: Path) -> None:
+    route = RouteFinetune().compile(fruit_route(), trainset=fruit_requests(30, label=True))
+    route.save(tmp_path / "route", save_program=True)
+    code = "import dspy, sys; route = dspy.load(sys.argv[1], allow_pickle=True)\n"
+    code += "print([route(request='peel for me now').fruit, 'torch' in sys.modules])"
+    command = [sys.executable, "-c", code, str(tmp_path / "route")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout) == ["banana", False]
+    loaded = dspy.load(tmp_path / "route", allow_pickle=True)
+    assert loaded.dump_state() == route.dump_state()
+    assert torch.equal(loaded.head["fruit"].weight, route.head["fruit"].weight)

@@ -204,7 +204,7 @@ def test_an_lm_is_not_kept_where_there_is_nothing_for_it() -> None:
         ("self", False, "'self' names the module Agent, not a predictor. Name one of those in it: "),
         ("predict", "reasoning", r"keep_lm='reasoning' is one string; give a list of output fields: \['reasoning'\]"),
         ("predict", ["thought"], r"names \['thought'\]; the outputs .* at 'predict' are \['reasoning', 'tool'\]"),
-        ("guards[0]", ["safe"], "keep_lm leaves it no output: name fewer"),
+        ("guards[0]", ["safe"], r"keep_lm leaves \['safe'\] to the LM, and so nothing to decide"),
     ],
 )
 def test_what_cannot_be_replaced_is_said(path: str, keep_lm: Any, message: str) -> None:

@@ -130,3 +130,42 @@ def test_rewritten_instructions_stay() -> None:
 def test_what_does_not_fit_is_named(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(RouteError, match=message):
         make()
+
+
+def test_a_route_that_reads_what_the_agent_does_not_get_is_refused() -> None:
+    other = DifferentiableRoute("query -> tool", tools=NAMES, encoder=bag_of_words)
+    with pytest.raises(RouteError, match=r"The route reads \['query'\].*its inputs are \['request'\]"):
+        Shortlist(agent(), other, k=2)
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([], "nothing in the examples"),
+        ([dspy.Example(request="music", tool="tool_music")], "with_inputs"),
+        ([dspy.Example(request="music").with_inputs("request")], "An example has no 'tool', the tool it needs"),
+        ([dspy.Example(request="music", tool=[]).with_inputs("request")], "An example has no 'tool'"),
+    ],
+)
+def test_what_recall_cannot_be_measured_on_is_said(examples: list[dspy.Example], message: str) -> None:
+    with pytest.raises(RouteError, match=message):
+        Shortlist(agent(), route(), k=2).recall(examples)
+
+
+def test_the_runs_of_a_shortlist_teach_nothing_and_that_is_said(
+    scripted_lm: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    examples = [
+        dspy.Example(request=f"{name.split('_')[1]} please", tool=name).with_inputs("request") for name in NAMES
+    ]
+    program = Shortlist(agent(), route(), k=2)
+    with dspy.context(lm=scripted_lm(lambda prompt: script(f"{prompt} observation_0")).lm):
+        with pytest.raises(
+            RouteError, match=r"none of 8 runs of the program reached a decision.*Shortlist is compiled"
+        ):
+            RouteFinetune(lambda example, prediction: 1.0, max_metric_calls=8).compile(
+                program, trainset=[example.without("tool") for example in examples]
+            )
+        trained = RouteFinetune().compile(program, trainset=examples)
+    assert "No run of the program reached a decision of its routes (none raised)" in caplog.text
+    assert trained.tools_for(request="bank please")[0] == "tool_bank"

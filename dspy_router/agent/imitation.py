@@ -160,7 +160,7 @@ def react_episode(
     prediction: Mapping[str, Any] | dspy.Prediction,
     *,
     task: str,
-    reward: float,
+    reward: float | dspy.Prediction,
     run: str = "",
 ) -> Episode:
     """A run of `dspy.ReAct`, `dspy.ReActV2` or `RoutedAgent`, with the states that `RoutedAgent` would have been in.
@@ -172,7 +172,7 @@ def react_episode(
         inputs: What it was called with.
         prediction: What it gave, or the same as a mapping: its `trajectory`, or of `dspy.ReActV2` its `history`.
         task: What the run was about.
-        reward: What it earned, in [0, 1].
+        reward: What it earned, in [0, 1]: a number, a bool or a metric's prediction with `score`.
         run: Key of the run; by default the task, for tasks with one run each.
 
     Raises:
@@ -187,7 +187,7 @@ def react_episode(
         if finished:
             break
         progress = progress.after(ToolResult(name, arguments, value, as_text(value), failed))
-    return Episode(task, run or task, reward, tuple(steps))
+    return Episode(task, run or task, float(reward), tuple(steps))
 
 
 _Call = tuple[str, Mapping[str, Any], Any, bool]  # name, arguments, result, whether it failed

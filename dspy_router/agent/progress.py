@@ -10,6 +10,7 @@ from dspy.adapters.utils import serialize_for_json
 
 from dspy_router.agent.state import StepState
 from dspy_router.agent.tools import FINISH
+from dspy_router.encoders.base import encodable
 from dspy_router.fields import input_text
 
 READ_BY_ENCODER = 1_000  # characters of an observation that the route gets; the default encoder reads about as many
@@ -134,7 +135,7 @@ def as_text(value: Any, limit: int | None = None) -> str:
     text = plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, default=str)
     if limit is not None and len(text) > limit:
         text = f"{text[:limit]} [cut: {limit} of {len(text)} characters]"
-    return text.encode("utf-8", "replace").decode()  # half a surrogate pair can be sent to no LM
+    return encodable(text)  # half a surrogate pair can be sent to no LM
 
 
 def canonical(arguments: Mapping[str, Any]) -> str:

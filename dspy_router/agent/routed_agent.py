@@ -13,7 +13,7 @@ from dspy_router.agent.errors import AgentError
 from dspy_router.agent.planner import Plan, planned
 from dspy_router.agent.progress import Progress, ToolResult, as_text
 from dspy_router.agent.tool_calls import ToolCall
-from dspy_router.agent.tools import FINISH, is_async, read_tools, refusal
+from dspy_router.agent.tools import FINISH, read_tools, refusal, require_sync
 from dspy_router.encoders.base import Encoder
 from dspy_router.encoders.step import StepEncoder
 from dspy_router.errors import RouteError
@@ -144,12 +144,7 @@ class RoutedAgent(dspy.Module):
             AgentError: If an LM call raises, or a function of `args`; it holds the trajectory.
             RouteError: If inputs are missing or unknown, or a tool is asynchronous and DSPy may not wait for it.
         """
-        waiting = [name for name, tool in self.tools.items() if is_async(tool)]
-        if waiting and not dspy.settings.allow_tool_async_sync_conversion:
-            raise RouteError(
-                f"The tools {waiting} are asynchronous: call the agent with await agent.acall(...), or inside "
-                "dspy.context(allow_tool_async_sync_conversion=True)."
-            )
+        require_sync(self.tools, "call the agent with await agent.acall(...)")
         return drive(self._run(inputs))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:

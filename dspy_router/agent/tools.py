@@ -102,3 +102,21 @@ def refusal(tool: dspy.Tool, arguments: Any) -> str | None:
 def is_async(tool: dspy.Tool) -> bool:
     """Whether calling the tool gives a coroutine."""
     return inspect.iscoroutinefunction(tool.func) or inspect.iscoroutinefunction(type(tool.func).__call__)
+
+
+def require_sync(tools: Mapping[str, dspy.Tool], instead: str) -> None:
+    """Refuse to run without an event loop where a tool is asynchronous, and DSPy may not wait for it.
+
+    Args:
+        tools: By name.
+        instead: What to do.
+
+    Raises:
+        RouteError: If one is.
+    """
+    waiting = [name for name, tool in tools.items() if is_async(tool)]
+    if waiting and not dspy.settings.allow_tool_async_sync_conversion:
+        raise RouteError(
+            f"The tools {waiting} are asynchronous: {instead}, or inside "
+            "dspy.context(allow_tool_async_sync_conversion=True)."
+        )

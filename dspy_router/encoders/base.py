@@ -15,6 +15,7 @@ from cachetools import LRUCache
 
 from dspy_router.encoders.cache import VectorCache
 from dspy_router.encoders.gathering import Gathering
+from dspy_router.encoders.weights import same_model
 from dspy_router.errors import RouteError
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ class Encoder(abc.ABC):
         if self._known_fingerprint is None:
             self._known_fingerprint = self._fingerprint()
         return self._known_fingerprint
+
+    def serves(self, saved: Fingerprint) -> bool:
+        """Whether a head for the vectors of an encoder with this fingerprint serves with this encoder's, too."""
+        return same_model(saved, self.fingerprint)
 
     @property
     def dimension(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy_router.agent.state import StepState
 from dspy_router.encoders.base import Encoder, Fingerprint
+from dspy_router.encoders.weights import FORMS_OF_DEFAULT
 from dspy_router.errors import RouteError
 
 if TYPE_CHECKING:
@@ -140,13 +141,22 @@ class StepEncoder(Encoder):
 
     def _fingerprint(self) -> Fingerprint:
         base = self.base.fingerprint
-        layout = json.dumps([self.tools, self.turns, sorted(self.weights.items()), STEP_SCALE])
         return Fingerprint(
             name=f"steps read by {base.name}",
             revision=base.revision,
-            weights=hashlib.sha256(f"{base.weights} {layout}".encode()).hexdigest(),
+            weights=self._digest(base.weights),
             dimension=(2 + self.turns) * base.dimension + 2 * len(self.tools) + 3,
         )
+
+    def _digest(self, base: str) -> str:
+        """Of the weights of a base and of how its vectors are put together."""
+        layout = json.dumps([self.tools, self.turns, sorted(self.weights.items()), STEP_SCALE])
+        return hashlib.sha256(f"{base} {layout}".encode()).hexdigest()
+
+    def serves(self, saved: Fingerprint) -> bool:
+        """As for every encoder, if the bases are one model in two forms."""
+        forms = FORMS_OF_DEFAULT if self.base.fingerprint.weights in FORMS_OF_DEFAULT else ()
+        return super().serves(saved) or saved.weights in map(self._digest, forms)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("base", "tools", "turns", "weights", "cache_size")

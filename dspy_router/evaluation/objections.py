@@ -25,8 +25,8 @@ def objections(evaluation: OfflineEvaluation, set_aside: Mapping[str, int] | Non
     """
     overlap, unusable = evaluation.overlap, sum(evaluation.unusable.values())
     found = []
+    why = "; ".join(f"{reason} ({count:,} rows)" for reason, count in (set_aside or {}).items())
     if not evaluation.rows:
-        why = "; ".join(f"{reason} ({count:,} rows)" for reason, count in (set_aside or {}).items())
         found.append(f"no row of the log can be used: {why or 'there is none'}")
     if unusable > UNUSABLE_SHARE * evaluation.rows:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in evaluation.unusable.items())
@@ -36,7 +36,10 @@ def objections(evaluation: OfflineEvaluation, set_aside: Mapping[str, int] | Non
         )
     if overlap is None:
         return found
-    found += _shortages(overlap, evaluation.rows - unusable)
+    shortages = _shortages(overlap, evaluation.rows - unusable)
+    if shortages and sum((set_aside or {}).values()) > evaluation.rows:
+        found.append(f"only {evaluation.rows:,} rows of the log can be used: {why}")
+    found += shortages
     estimate = evaluation.estimates.get("doubly robust")
     if not found and estimate is not None and np.isnan(estimate.difference.low):
         found.append(

@@ -148,7 +148,9 @@ class Compilation:
             validation_after=validation_after if helped else validation_before,
             validation_candidate=validation_after,
             kept="trained" if helped else "student",
-            reason=f"{after:.3f} {compared} {before:.3f} on {basis}" if rows else "nothing was learned",
+            reason=f"{_told_apart(after, before)} {compared} {_told_apart(before, after)} on {basis}"
+            if rows
+            else "nothing was learned",
             seconds=time.perf_counter() - started,
             seed=self.settings.seed,
             noise=self.reading.noise,
@@ -292,9 +294,15 @@ class Compilation:
             if not rows:
                 if any(row.source in TRIED and row.has_reward for row in self.feedback):
                     break
+                if self.runner.finished and not self.feedback:
+                    raise RouteError(
+                        f"Nothing was learned: none of {len(self.runner.finished)} runs of the program reached a "
+                        "decision of its routes. A run teaches a route only where the program calls it; the route of a "
+                        "Shortlist is compiled by itself, on examples that name the needed tool."
+                    )
                 raise RouteError(
                     f"Nothing was learned: {len(self.feedback)} rows of feedback say nothing about any option (set "
-                    f"aside: {dict(self.set_aside)}). Give more of it."
+                    f"aside: {dict(+self.set_aside)}). Give more of it."
                 )
             fit_routes(rows, validation, seed=self.settings.seed)
         return rows
@@ -333,3 +341,13 @@ class Compilation:
             "tokens": sum(rollout.tokens for rollout in finished),
             "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
         }
+
+
+def _told_apart(score: float, other: float) -> str:
+    """A score as a report writes it beside another, with more digits where they would look the same.
+
+    Example:
+        >>> _told_apart(0.8, 0.8), _told_apart(0.99965, 0.9997)
+        ('0.800', '0.999650')
+    """
+    return f"{score:.6f}" if score != other and f"{score:.3f}" == f"{other:.3f}" else f"{score:.3f}"

@@ -232,7 +232,7 @@ class RolloutRunner:
         if len(self._errors) >= self.max_errors:
             raise RouteError(
                 f"Stopped after {len(self._errors)} rollouts that raised (max_errors={self.max_errors}); the last: "
-                f"{self._errors[-1]}.{self._kept}"
+                f"{self._errors[-1].rstrip('.')}.{self._kept}"
             )
         return [found[index] for index in range(len(tasks))]
 
@@ -299,7 +299,7 @@ def check_examples(examples: Sequence[Any], name: str) -> None:
         RouteError: Quoting what is wrong; `name` is what the caller calls the set.
     """
     if not examples:
-        raise RouteError(f"The {name} is empty: give at least one dspy.Example.")
+        raise RouteError(f"There is nothing in the {name}: give at least one dspy.Example.")
     for example in examples:
         if not isinstance(example, dspy.Example) or example._input_keys is None:
             raise RouteError(

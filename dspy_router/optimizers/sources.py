@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from dspy_router.agent.imitation import imitation_rows, react_episode
 from dspy_router.agent.routed_agent import RoutedAgent
+from dspy_router.agent.tools import require_sync
 from dspy_router.decision_types import probabilities_of, recorded_probabilities
 from dspy_router.decisions import Decision, recording
 from dspy_router.errors import RouteError
@@ -52,8 +53,8 @@ def site_texts(
         seen = [[(decision.site, decision.text) for decision in run.decisions] for run in runs]
         if not any(seen):
             logger.warning(
-                "The program failed before any route was reached (%s), so the routes are trained on the examples' "
-                "inputs as they are.", runs[0].error,
+                "No run of the program reached a decision of its routes (%s), so they are trained on the examples' "
+                "inputs as they are.", runs[0].error or "none raised",
             )  # fmt: skip
         if not any(seen) or all(sorted(own) == sorted(found) for own, found in zip(direct, seen, strict=False)):
             return direct
@@ -155,8 +156,11 @@ def teacher_feedback(
     reaches `metric_threshold`, or without one if the metric's verdict is not zero; without a metric every run is kept.
 
     Raises:
-        RouteError: When `max_errors` runs have raised.
+        RouteError: When `max_errors` runs have raised, or tools of a `dspy.ReAct` are asynchronous: it would take
+            DSPy's refusal to call them for their results, and the route would learn from that.
     """
+    for _, agent in teacher.named_sub_modules(type_=dspy.ReAct):
+        require_sync(agent.tools, "record runs with await teacher.acall(...) and give imitation_rows(...) as feedback=")
     counts: Counter[str] = Counter()
     errors: list[str] = []
     lock = threading.Lock()

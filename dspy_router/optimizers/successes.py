@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 
 from dspy_router.feedback import Feedback
 from dspy_router.optimizers.outcomes import TRIED, RewardReading
@@ -74,7 +75,13 @@ class Successes:
 
     @property
     def alarm(self) -> str | None:
-        """What is wrong if nothing succeeded, and what to check."""
+        """What is wrong if nothing succeeded, or more than that, and what to check."""
+        if self.highest is not None and self.highest > self.best_reward and not isclose(self.highest, self.best_reward):
+            return (
+                f"A run earned {self.highest:g}, more than best_reward={self.best_reward:g}: from there on every score "
+                "counts as the best, so better and worse ones are not told apart. Scale the metric, or say "
+                "RouteFinetune(best_reward=...)."
+            )
         if not self.runs or self.succeeded or self.graded:
             return None
         return (

@@ -76,6 +76,14 @@ def test_a_react_v2_run_gives_the_same_steps() -> None:
     assert list(episode.steps) == expected
 
 
+def test_a_run_may_be_rewarded_with_what_a_metric_gave() -> None:
+    prediction = {"trajectory": {"tool_name_0": "finish", "tool_args_0": {}, "observation_0": "Completed."}}
+    verdict = dspy.Prediction(score=0.5, feedback="half of it")
+    episode = react_episode("question -> answer", {"question": REQUEST}, prediction, task="1", reward=verdict)
+    [row] = imitation_rows([episode], candidates=["finish"], failed=0.2)
+    assert (row.reward, row.weight) == (0.5, pytest.approx(0.6))
+
+
 def test_a_trajectory_that_was_cut_or_is_missing_is_refused() -> None:
     cut = {"trajectory": {"tool_name_1": "search", "tool_args_1": {}, "observation_1": "so"}}
     bare = {"tool_name_0": "search", "tool_args_0": {}, "observation_0": "so"}

@@ -3,7 +3,7 @@ import re
 import dspy
 import pytest
 
-from dspy_router import RouteFinetune
+from dspy_router import RouteError, RouteFinetune
 from dspy_router.agent.imitation import imitation_rows, react_episode
 from dspy_router.decisions import choosing
 from tests.agent.programs import (
@@ -88,3 +88,18 @@ def test_rows_of_recorded_runs_teach_an_agent(scripted_lm: object) -> None:
     assert trained.step.promise is not None
     assert trained.step.promise.threshold is not None
     assert sum("tool_name_0" in prediction.trajectory for prediction in kept) >= 30
+
+
+def test_a_react_with_asynchronous_tools_is_no_teacher(scripted_lm: object) -> None:
+    async def lookup(query: str) -> str:
+        "Look it up."
+        return query
+
+    server = scripted_lm(last_number)
+    react = dspy.ReAct("question -> answer", tools=[lookup, calculator])
+    with (
+        dspy.context(lm=server.lm),
+        pytest.raises(RouteError, match=r"\['lookup'\] are asynchronous: record runs with await teacher.acall"),
+    ):
+        RouteFinetune().compile(town_agent(), trainset=town_requests(2), teacher=react)
+    assert not server.requests

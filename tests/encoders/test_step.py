@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dspy_router import DifferentiableRoute, RouteError, TokenEncoder
+from dspy_router import DifferentiableRoute, OnnxEncoder, RoutedAgent, RouteError, SentenceEncoder, TokenEncoder
 from dspy_router.agent.state import StepState
 from dspy_router.encoders.function import FunctionEncoder
 from dspy_router.encoders.step import WEIGHTS, StepEncoder
@@ -180,3 +180,18 @@ def test_an_untrained_route_decides_by_descriptions() -> None:
 def test_unusable_settings_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(RouteError, match=message):
         StepEncoder(**({"base": bag_of_words, "tools": TOOLS} | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("saving", ["SentenceEncoder", "OnnxEncoder", "int8"])
+def test_an_agents_head_serves_on_another_form_of_the_base(saving: str, tmp_path: Path) -> None:
+    forms = {"SentenceEncoder": SentenceEncoder(), "OnnxEncoder": OnnxEncoder(), "int8": OnnxEncoder(arithmetic="int8")}
+    agent = {name: RoutedAgent("question -> answer", tools=[len], encoder=form) for name, form in forms.items()}
+    agent[saving].save(tmp_path / "agent.json")
+    for name in forms:
+        agent[name].load(tmp_path / "agent.json")
+    other = RoutedAgent("question -> answer", tools=[len], encoder=bag_of_words)
+    with pytest.raises(RouteError, match="but this program uses"):
+        other.load(tmp_path / "agent.json")
+    fewer = StepEncoder(forms[saving], TOOLS, without=["failed"])
+    assert not fewer.serves(StepEncoder(forms["OnnxEncoder"], TOOLS).fingerprint)
+    assert fewer.serves(StepEncoder(forms["OnnxEncoder"], TOOLS, without=["failed"]).fingerprint)

@@ -331,3 +331,10 @@ def test_a_program_is_no_better_than_itself_though_its_exploring_log_earned_less
     assert "the baseline would have" in itself.sentence
     untrained = compare(rows, route, baseline=fruit_route())
     assert untrained.verdict == "switch"
+
+
+def test_a_log_of_which_little_can_be_used_is_said_to_be_one(trained: DifferentiableRoute) -> None:
+    comparison = compare(log(count=6) + log(count=30, sole=False), trained)
+    assert first_line(comparison).startswith(
+        "No verdict: only 6 rows of the log can be used: its reward is for all decisions of its run"
+    )

@@ -246,7 +246,7 @@ def test_a_guard_ends_with_the_next_training_and_promises_nothing_of_another_hea
             r"trained on 100 of the 600 calibration examples, such as ('[\w ]+'(, |: )){3}.*not in training\.$",
         ),
         ({"metric": lambda example, prediction: 7}, r"metric gave 7.0 .* in \[0, 1\]"),
-        ({"examples": []}, "calibration examples is empty"),
+        ({"examples": []}, "nothing in the calibration examples"),
         ({"risk": 0.0}, "risk=0.0"),
         ({"delta": 1.0}, "delta=1.0"),
         ({"program": dspy.Predict("request -> fruit")}, "No LM is loaded"),

@@ -292,7 +292,7 @@ def test_a_reward_that_is_no_number_is_kept_as_an_error_row_and_not_learned_from
 
 def test_bad_training_data_is_named() -> None:
     route = fruit_route()
-    with pytest.raises(RouteError, match="trainset is empty"):
+    with pytest.raises(RouteError, match="nothing in the trainset"):
         RouteFinetune().compile(route, trainset=[])
     with pytest.raises(RouteError, match=r"no dspy.Example with inputs.*with_inputs"):
         RouteFinetune().compile(route, trainset=[dspy.Example(request="x", fruit="apple")])

@@ -242,3 +242,20 @@ def test_a_best_reward_that_is_added_up_from_parts_is_the_best() -> None:
     assert RewardReading().success(row)
     assert not RewardReading().success(replace(row, reward=0.999))
     assert not RewardReading().graded([row, replace(row, reward=0.0)])
+
+
+def test_scores_above_the_best_reward_are_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    def percent(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        return 30.0 + 70.0 * (prediction.fruit == example.wanted)
+
+    trainset = [
+        dspy.Example(**example.inputs(), wanted=FRUIT[number % len(FRUIT)]).with_inputs("request")
+        for number, example in enumerate(fruit_requests(9))
+    ]
+    optimizer = RouteFinetune(percent)
+    optimizer.compile(fruit_route(), trainset=trainset)
+    assert "more than best_reward=1: from there on every score counts as the best" in caplog.text
+    assert "more than best_reward=1" in str(optimizer.report)
+    caplog.clear()
+    RouteFinetune(percent, best_reward=100).compile(fruit_route(), trainset=trainset)
+    assert "best_reward" not in caplog.text
