@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dspy_router.encoders.step import StepEncoder
 from dspy_router.errors import RouteError
 from dspy_router.fields import DecisionField
 from dspy_router.options import Tools, encode_options, parse_tools, require_distinct
@@ -60,6 +61,11 @@ def remove_tools(route: "DifferentiableRoute", names: Collection[str], field: st
 
 
 def _changed_field(route: "DifferentiableRoute", name: str | None) -> DecisionField:
+    if isinstance(route.encoder, StepEncoder):
+        raise RouteError(
+            "The tools of an agent are fixed: its route reads which of them have been called. Make a RoutedAgent with "
+            "the other tools, and train it with the same rows."
+        )
     open_ = [field for field in route.fields if field.is_open]
     if name is None and len(open_) == 1:
         return open_[0]

@@ -113,10 +113,18 @@ def calibration_rows(
 
     def unless_failed(example: dspy.Example) -> tuple[float, float, frozenset[bytes]] | None:
         try:
-            return None if errors else one(example)
-        except Exception as error:
+            if not errors:
+                return one(example)
+        except RouteError as error:
             errors.append(error)
-            return None
+        except Exception as error:
+            failed = RouteError(
+                f"The calibration run of {shortened(str(dict(example.inputs())))} raised {error!r}. If that is a run's "
+                "own failure, let the metric or the program turn it into a reward of 0; then guard again."
+            )
+            failed.__cause__ = error
+            errors.append(failed)
+        return None
 
     executor = ParallelExecutor(
         num_threads=num_threads, max_errors=len(examples) + 1, disable_progress_bar=True, timeout=0

@@ -45,7 +45,7 @@ class RouteFinetune(Teleprompter):
         max_errors: Stop after so many rollouts that raised; DSPy's setting by default.
         seed: With the same seed and data, the same result.
         log_dir: Finished rollouts are kept in `rollouts.jsonl` there, and taken from it by a later compile with
-            the same examples; the report goes to `report.json`.
+            the same examples; the report goes to `report.json`. Use one folder for each metric and program.
         executor: Where rollouts run: DSPy's own threads by default, `dspy_router.distributed.RayExecutor` for the
             worker processes of a Ray cluster. Results are the same.
 

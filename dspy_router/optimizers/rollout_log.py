@@ -1,6 +1,7 @@
 """Rollouts on disk: each is written as it ends, so that nothing paid for is lost or paid twice."""
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dspy_router.errors import RouteError
+
+logger = logging.getLogger(__name__)
 
 
 class RolloutLog:
@@ -35,6 +38,13 @@ class RolloutLog:
             if text and not text.endswith("\n"):
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write("\n")
+        if self._known:
+            logger.warning(
+                "%s holds %s rollouts: the same are not run again and keep the rewards they had. Give another metric "
+                "or another program a log_dir of its own.",
+                self.path,
+                f"{len(self._known):,}",
+            )
 
     def __len__(self) -> int:
         return len(self._known)

@@ -62,6 +62,14 @@ def test_the_route_reads_the_state_of_the_run(scripted_lm: object) -> None:
     ]
 
 
+def test_an_agents_tools_are_fixed() -> None:
+    agent = town_agent()
+    with pytest.raises(RouteError, match=r"The tools of an agent are fixed.*Make a RoutedAgent"):
+        agent.step.add_tools({"map": "Where places are."})
+    with pytest.raises(RouteError, match=r"The tools of an agent are fixed"):
+        agent.step.remove_tools(["search"])
+
+
 def test_nothing_is_called_twice_with_the_same_arguments(scripted_lm: object) -> None:
     server = scripted_lm(last_number)
     chosen = InOrder("search", "calculator", "calculator", "finish")

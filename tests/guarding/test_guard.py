@@ -267,6 +267,15 @@ def test_what_no_promise_can_be_made_from_is_refused(
     assert route.promise is None
 
 
+def test_a_calibration_run_that_raises_is_named_with_its_example(trained: DifferentiableRoute) -> None:
+    def judge(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        raise ConnectionError("the judge is down")
+
+    with pytest.raises(RouteError, match=r"calibration run of \{'request': .*the judge is down.*reward of 0") as raised:
+        trained.deepcopy().guard(mixed(600, seed=1), metric=judge, risk=0.05)
+    assert isinstance(raised.value.__cause__, ConnectionError)
+
+
 def test_a_program_that_does_not_call_the_route_is_named(trained: DifferentiableRoute) -> None:
     class Other(dspy.Module):
         def forward(self, request: str) -> dspy.Prediction:

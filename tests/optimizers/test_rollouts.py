@@ -93,6 +93,16 @@ def test_a_line_cut_short_is_run_again(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 3
 
 
+def test_rollouts_kept_from_before_are_told_of_as_their_rewards_are_not_asked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner(Shop(), log=RolloutLog(tmp_path)).run([Job(0), Job(1)], keyed(fruit_requests(2)), phase="train")
+    assert not caplog.text
+    RolloutLog(tmp_path)
+    assert "holds 2 rollouts" in caplog.text
+    assert "Give another metric or another program a log_dir of its own" in caplog.text
+
+
 def test_a_program_without_routes_is_refused() -> None:
     with pytest.raises(RouteError, match="The program Predict holds no DifferentiableRoute"):
         find_routes(dspy.Predict("a -> b"))
