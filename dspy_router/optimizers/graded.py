@@ -17,7 +17,15 @@ from dspy_router.learning.reward_model import cross_fitted_rewards
 from dspy_router.learning.rewards import Tries, option_values
 from dspy_router.learning.rows import Objective
 from dspy_router.optimizers.outcomes import RewardReading
-from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, open_options, option_numbers, policies_at, runs_of
+from dspy_router.optimizers.runs import (
+    FieldKey,
+    Routes,
+    decided_fields,
+    open_options,
+    option_numbers,
+    policies_at,
+    runs_of,
+)
 
 # A target row by example, text and what else tells it from others of the same two: how it is to be read, the target
 # itself, and how much it counts.
@@ -71,6 +79,38 @@ def graded_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardRea
     return found
 
 
+@dataclass(frozen=True)
+class RunTree:
+    """The runs of all examples as trees of decisions.
+
+    Attributes:
+        evidence: The decisions.
+        visits: By field, the choices that runs went through, with the feedback row of each and whether it was the last.
+        ends: The last choice of every run, and the run's reward.
+    """
+
+    evidence: RunEvidence[FieldKey]
+    visits: dict[FieldKey, list[tuple[Choice, Feedback, bool]]]
+    ends: list[tuple[Choice, float]]
+
+
+def run_tree(routes: Routes, tried: Sequence[Feedback], worth: Callable[[Feedback], float]) -> RunTree:
+    """The trees of the runs that `tried` rows were part of, each run counted as it is `worth`."""
+    numbers = option_numbers(routes)
+    evidence: RunEvidence[FieldKey] = RunEvidence({key: len(options) for key, options in numbers.items()})
+    tree = RunTree(evidence, defaultdict(list), [])
+    for run in runs_of(tried):
+        choice: Choice | None = None
+        for row in run:
+            key = (row.route, row.field)
+            place = evidence.decision(run[0].example, key, row.text, choice)
+            choice = Choice(key, place, numbers[key][row.chosen])
+            tree.visits[key].append((choice, row, row is run[-1]))
+        if choice is not None:
+            tree.ends.append((choice, worth(run[0])))
+    return tree
+
+
 def field_values(
     routes: Routes, tried: Sequence[Feedback], worth: Callable[[Feedback], float]
 ) -> dict[FieldKey, FieldValues]:
@@ -81,33 +121,30 @@ def field_values(
         tried: Rows with a reward.
         worth: What is counted: the net reward of a row, its cost, ...
     """
-    numbers = option_numbers(routes)
-    evidence: RunEvidence[FieldKey] = RunEvidence({key: len(options) for key, options in numbers.items()})
-    visits: dict[FieldKey, list[tuple[Choice, Feedback, bool]]] = defaultdict(list)
-    ends: list[tuple[Choice, float]] = []
-    for run in runs_of(tried):
-        choice: Choice | None = None
-        for row in run:
-            key = (row.route, row.field)
-            place = evidence.decision(run[0].example, key, row.text, choice)
-            choice = Choice(key, place, numbers[key][row.chosen])
-            visits[key].append((choice, row, row is run[-1]))
-        if choice is not None:
-            ends.append((choice, worth(run[0])))
+    tree = run_tree(routes, tried, worth)
+    evidence, ends = tree.evidence, tree.ends
     policies = policies_at(routes, evidence, open_options(routes, evidence, tried))
     returns = tree_returns(evidence, ends, policies)
     noise = _noise(ends)
     found = {}
-    for key, visited in visits.items():
+    for key, visited in tree.visits.items():
         mean, decisions = returns[key].mean, evidence.decisions[key]
         tries = Tries(
             group=np.array([choice.row for choice, _, _ in visited]),
             option=np.array([choice.option for choice, _, _ in visited]),
             reward=np.array([worth(row) if last else mean[choice.row, choice.option] for choice, row, last in visited]),
-            propensity=np.array([row.propensity if row.has_propensity else np.nan for _, row, _ in visited], np.float64),
+            propensity=np.array(
+                [row.propensity if row.has_propensity else np.nan for _, row, _ in visited], np.float64
+            ),
         )
-        predicted = _predicted(routes, key, [decided.text for decided in decisions],
-                               [str(decided.example) for decided in decisions], tries, mean.shape)
+        predicted = _predicted(
+            routes,
+            key,
+            [decided.text for decided in decisions],
+            [str(decided.example) for decided in decisions],
+            tries,
+            mean.shape,
+        )
         found[key] = FieldValues(
             key=key,
             inputs=[(str(decided.example), decided.text) for decided in decisions],

@@ -14,12 +14,13 @@ what follows is the policy's.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtr
 
-from dspy_router.learning.evidence import Choice
 from dspy_router.feedback import Feedback
+from dspy_router.learning.evidence import Choice
 from dspy_router.optimizers.graded import FieldValues, field_values
 from dspy_router.optimizers.outcomes import RewardReading
 from dspy_router.optimizers.rollouts import Job, KeyedExample
@@ -41,12 +42,13 @@ def graded_jobs(
     numbers = {entry.key: index for index, entry in enumerate(examples)}
     tried = [row for row in feedback if row.has_reward]
     values = field_values(routes, tried, reading.net)
+    drawn = all(row.sole for row in tried)
     best: dict[int, tuple[float, Choice]] = {}
     for chance, choice in _improvements(values, reading):
         index = numbers[values[choice.field].inputs[choice.row][0]]
-        if chance > max(SMALLEST_CHANCE, best.get(index, (0.0, choice))[0]):
+        # While no run of several decisions was right as a whole, the reward model knows of nothing better.
+        if (chance > SMALLEST_CHANCE or not drawn) and chance > best.get(index, (-1.0, choice))[0]:
             best[index] = (chance, choice)
-    drawn = all(row.sole for row in tried)
     first = list(fresh[: int(np.ceil(FRESH_SHARE * size))])
     jobs = [Job(index, sampled=drawn) for index in first]
     ranked = sorted(best, key=lambda index: -best[index][0])[: size - len(jobs)]
@@ -56,41 +58,47 @@ def graded_jobs(
 
 
 def _improvements(values: Mapping[FieldKey, FieldValues], reading: RewardReading) -> list[tuple[float, Choice]]:
-    """For each decision, the choice to look at, and the chance that an example's run is better for another option."""
-    known = {key: _known(found) for key, found in values.items()}
+    """The choice to look at for each decision with any left, and the chance that a run is better for another option."""
+    known = {key: _Known.of(found) for key, found in values.items()}
     improvements = []
     for key, found in values.items():
-        worth, error, seen = known[key]
-        rows, noise = np.arange(len(worth)), found.noise
+        own, rows, noise = known[key], np.arange(len(found.policy)), found.noise
         # The best there is so far is what the run's first decision is worth.
         starts = [_path(values, Choice(key, int(row), 0))[0] for row in rows]
-        tried = [np.where(known[start.field][2][start.row], known[start.field][0][start.row], -np.inf) for start in starts]
-        options = [int(found_there.argmax()) for found_there in tried]
-        best = np.array([known[start.field][0][start.row, option] for start, option in zip(starts, options, strict=True)])
-        doubt = np.array([known[start.field][1][start.row, option] for start, option in zip(starts, options, strict=True)])
-        own = np.where(seen, worth, -np.inf).argmax(axis=1)
-        others = np.where(found.policy > 0, worth, -np.inf)
-        others[rows, own] = -np.inf
+        best = np.array([known[start.field].worth[start.row, known[start.field].best[start.row]] for start in starts])
+        doubt = np.array([known[start.field].error[start.row, known[start.field].best[start.row]] for start in starts])
+        others = own.worth.copy()
+        others[rows, own.best] = -np.inf
         if noise == 0:
             # The next is the likeliest not tried; what was tried is known.
-            others = np.where(seen | (found.policy <= 0), -np.inf, found.policy)
+            others = np.where(own.seen, -np.inf, found.policy)
+        others = np.where(found.policy > 0, others, -np.inf)
         other = others.argmax(axis=1)
-        spread = np.sqrt(error[rows, other] ** 2 + doubt**2)
-        chance = ndtr((worth[rows, other] - best) / np.maximum(spread, 1e-9))
+        spread = np.sqrt(own.error[rows, other] ** 2 + doubt**2)
+        chance = ndtr((own.worth[rows, other] - best) / np.maximum(spread, 1e-9))
         over = np.isneginf(others[rows, other]) | ((noise == 0) & (best >= reading.best_reward))
-        look = np.where((noise > 0) & (error[rows, own] > error[rows, other]), own, other)
-        chance = np.where(over, 0.0, chance)
-        improvements += [(float(chance[row]), Choice(key, int(row), int(look[row]))) for row in rows]
+        look = np.where((noise > 0) & (own.error[rows, own.best] > own.error[rows, other]), own.best, other)
+        improvements += [(float(chance[row]), Choice(key, int(row), int(look[row]))) for row in np.flatnonzero(~over)]
     return improvements
 
 
-def _known(found: FieldValues) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What every option is worth, how far that may be off, and whether it was tried: [n, k] each."""
-    mean, looks = found.tries.mean_rewards(found.policy.shape)
-    missed = found.tries.reward - found.predicted[found.tries.group, found.tries.option]
-    seen = looks > 0
-    error = np.where(seen, found.noise / np.sqrt(np.maximum(looks, 1)), missed.std() + 1e-6)
-    return np.where(seen, mean, found.predicted), error, seen
+@dataclass(frozen=True)
+class _Known:
+    """What every option is worth, how far that may be off and whether it was tried, [n, k]; the best tried, [n]."""
+
+    worth: np.ndarray
+    error: np.ndarray
+    seen: np.ndarray
+    best: np.ndarray
+
+    @classmethod
+    def of(cls, found: FieldValues) -> "_Known":
+        mean, looks = found.tries.mean_rewards(found.policy.shape)
+        missed = found.tries.reward - found.predicted[found.tries.group, found.tries.option]
+        seen = looks > 0
+        error = np.where(seen, found.noise / np.sqrt(np.maximum(looks, 1)), missed.std() + 1e-6)
+        worth = np.where(seen, mean, found.predicted)
+        return cls(worth, error, seen, np.where(seen, mean, -np.inf).argmax(axis=1))
 
 
 def _path(values: Mapping[FieldKey, FieldValues], choice: Choice) -> list[Choice]:
