@@ -135,9 +135,10 @@ class Compilation:
         gained = train_after > train_before if relearned else train_after >= train_before
         if not self.valset and (found := replay(self.routes, rows, self.feedback, self.reading, self.settings.seed)):
             before, after, basis = found.student, found.trained, "runs made, decided by heads that did not see them"
-            margin = found.error if relearned else 0.0  # as in the one-standard-error rule (Breiman et al., 1984)
+            # As in the one-standard-error rule (Breiman et al., "Classification and Regression Trees", 1984).
+            margin, gained = (found.error, False) if relearned else (0.0, True)
         # A draw on the validation set is broken by the training rows; without any there is nothing to keep.
-        helped = bool(rows) and (after > before + margin or (after == before and gained and not margin))
+        helped = bool(rows) and (after > before + margin or (after == before and gained))
         compared = "is worse than" if after < before else "is no worse than" if helped else "is no better than"
         if before < after <= before + margin:
             compared = "is within one standard error of"

@@ -1,3 +1,5 @@
+from itertools import product
+
 import dspy
 import numpy as np
 import pytest
@@ -34,40 +36,40 @@ def rightly_planned(agent: dspy.Module, examples: list[dspy.Example]) -> float:
     )
 
 
-def compiled(
-    agent: dspy.Module, calls: int, trainset: list[dspy.Example], seed: int
-) -> tuple[dspy.Module, RouteFinetune]:
-    optimizer = RouteFinetune(graded, max_metric_calls=calls, num_threads=1, seed=seed)
+def compiled(agent: dspy.Module, calls: int, trainset: list[dspy.Example]) -> tuple[dspy.Module, RouteFinetune]:
+    optimizer = RouteFinetune(graded, max_metric_calls=calls, num_threads=1)
     return optimizer.compile(agent, trainset=trainset), optimizer
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_graded_metric_teaches_an_agent_and_does_not_make_it_worse_again(seed: int) -> None:
+@pytest.fixture(scope="module")
+def learned() -> tuple[dspy.Module, RouteFinetune]:
+    """An agent that learned from a graded metric alone, and how."""
+    return compiled(town_agent(answer=Unsaid), 60, town_requests(20, seed=1))
+
+
+def test_a_graded_metric_teaches_an_agent_and_does_not_make_it_worse_again(
+    learned: tuple[dspy.Module, RouteFinetune],
+) -> None:
     test = town_requests(40, seed=100)
-    once, _ = compiled(town_agent(answer=Unsaid), 60, town_requests(20, seed=seed), seed)
-    twice, optimizer = compiled(once, 24, town_requests(12, seed=10 + seed), seed)
-    before = rightly_planned(once, test)
-    assert before >= 0.5
-    assert rightly_planned(twice, test) >= before
+    before = rightly_planned(learned[0], test)
+    assert before >= 0.5  # of none
+    again, optimizer = compiled(learned[0], 24, town_requests(12, seed=11))
+    assert rightly_planned(again, test) >= before
     assert optimizer.report.rollouts <= 24
 
 
-def test_a_run_an_example_shows_no_gain() -> None:
-    once, _ = compiled(town_agent(answer=Unsaid), 60, town_requests(20), 0)
-    _, optimizer = compiled(once, 8, town_requests(40, seed=10), 0)
+def test_a_run_an_example_shows_no_gain(learned: tuple[dspy.Module, RouteFinetune]) -> None:
+    _, optimizer = compiled(learned[0], 8, town_requests(20, seed=10))
     assert optimizer.report.kept == "student"
     assert "runs made, decided by heads that did not see them" in optimizer.report.reason
 
 
-def test_choices_of_a_graded_run_are_tried_one_at_a_time() -> None:
-    _, optimizer = compiled(town_agent(answer=Unsaid), 60, town_requests(20), 0)
-    runs = {row.run: [] for row in optimizer.feedback}
-    for row in optimizer.feedback:
-        runs[row.run].append(row)
-    assert {row.propensity for row in optimizer.feedback} == {1.0}
-    plans = [(run[0].example, *(row.chosen for row in run)) for run in runs.values()]
-    assert len(plans) == 60
-    assert len(set(plans)) >= 57  # but for those repeated to measure the metric's noise
+def test_choices_of_a_graded_run_are_tried_one_at_a_time(learned: tuple[dspy.Module, RouteFinetune]) -> None:
+    feedback = learned[1].feedback
+    assert {row.propensity for row in feedback} == {1.0}
+    runs = {row.run: (row.example, *(other.chosen for other in feedback if other.run == row.run)) for row in feedback}
+    assert len(runs) == 60
+    assert len(set(runs.values())) >= 57  # but for those repeated to measure the metric's noise
 
 
 def run(example: str, text: str, fruits: tuple[str, str], reward: float) -> list[Feedback]:
@@ -86,16 +88,17 @@ def replayed(rows: list[Feedback]) -> Replay | None:
 
 
 def test_what_is_learned_from_other_examples_is_followed_down_an_examples_runs() -> None:
-    # Untrained, the route takes the fruit that is named; the reward is for the next one in both decisions.
+    words = ["pie", "split", "tart"]  # of which no description speaks
     rows = []
-    for number in range(12):
-        first, second = FRUIT[number % 3], FRUIT[(number + 1) % 3]
-        for chosen in ((first, first), (second, first), (second, second)):
-            rows += run(f"{number}", f"{first} {number}", chosen, 0.1 + 0.4 * sum(fruit == second for fruit in chosen))
+    for number in range(18):
+        wanted = FRUIT[number % 3]
+        for chosen in product(FRUIT, FRUIT):
+            reward = 0.1 + 0.4 * sum(fruit == wanted for fruit in chosen)
+            rows += run(f"{number}", words[number % 3], chosen, reward)
     found = replayed(rows)
-    assert found.student == pytest.approx(0.1)
-    assert found.trained == pytest.approx(0.9)
-    assert found.error < 0.01
+    assert found.student < 0.6
+    assert found.trained > 0.8
+    assert 0 < found.error < 0.1
 
 
 def test_what_no_run_took_counts_against_the_trained_heads_alone() -> None:
