@@ -192,7 +192,7 @@ class RunEvidence(Generic[Field]):
             probability = np.maximum(policies[field].astype(np.float32), 1e-30) * _relative(entries)
             probability /= probability.sum(axis=1, keepdims=True)
             found[field] = Posterior(likelihood, probability, reach)
-        for _, field, rows, parents in self._levels():
+        for _, field, rows, parents in self.levels():
             found[field].reach[rows] = [
                 found[p.field].reach[p.row] * found[p.field].probability[p.row, p.option] for p in parents
             ]
@@ -206,7 +206,7 @@ class RunEvidence(Generic[Field]):
         for field in self.options:
             successes, failures = self.outcomes(field)
             evidence[field] = (step * (successes - failures)).astype(np.float32)
-        for _, field, rows, parents in reversed(self._levels()):
+        for _, field, rows, parents in reversed(self.levels()):
             value = _log_mean(policies[field][rows], evidence[field][rows])
             for parent, entry in zip(parents, value.tolist(), strict=True):
                 evidence[parent.field][parent.row, parent.option] += entry
@@ -216,7 +216,7 @@ class RunEvidence(Generic[Field]):
         """Bool [n]: decisions that no other comes before."""
         return np.array([decided.parent is None for decided in self.decisions[field]], bool)
 
-    def _levels(self) -> list[tuple[int, Field, np.ndarray, list[Choice]]]:
+    def levels(self) -> list[tuple[int, Field, np.ndarray, list[Choice]]]:
         """The decisions that follow another, by depth and field, with the choices that led to them."""
         grouped: dict[tuple[int, Field], list[tuple[int, Choice]]] = defaultdict(list)
         for field, decisions in self.decisions.items():

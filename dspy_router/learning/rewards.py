@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-
-from dspy_router.learning.policy_objectives import leave_one_out_advantage
 
 # An importance weight beyond this says more about luck than about the option (Ionides, "Truncated Importance
 # Sampling", 2008).
@@ -76,27 +73,3 @@ def option_values(tries: Tries, predicted: np.ndarray) -> np.ndarray:
     guess = predicted[group, option]
     values[group, option] = guess + weight * (tries.reward[drawn] - guess)
     return values.astype(np.float32)
-
-
-def weighted_advantages(reward: np.ndarray, example: np.ndarray, run: np.ndarray, propensity: np.ndarray) -> np.ndarray:
-    """The worth of each decision of several in a run, by its own propensity: float32 [m].
-
-        (r_run - mean reward of the example's other runs) · min(1 / μ, 10)
-
-    As the reward of the option taken, and 0 for the others, its expected reward has the gradient of the score
-    function with a leave-one-out baseline where the policy is the one that drew (see `score_function`), and is
-    corrected by importance weight elsewhere.
-
-    Args:
-        reward: Float [r], one a run.
-        example: Int [r], each run's example.
-        run: Int [m], each decision's run.
-        propensity: Float [m], in (0, 1].
-
-    Example:
-        >>> reward, example = np.array([1.0, 0.0]), np.array([0, 0])
-        >>> weighted_advantages(reward, example, np.array([0, 0, 1]), np.array([1.0, 0.5, 1.0])).tolist()
-        [1.0, 2.0, -1.0]
-    """
-    advantage = leave_one_out_advantage(torch.from_numpy(reward), torch.from_numpy(example)).numpy()
-    return (advantage[run] * np.minimum(1 / propensity, LARGEST_WEIGHT)).astype(np.float32)

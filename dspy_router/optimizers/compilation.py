@@ -30,6 +30,7 @@ from dspy_router.optimizers.learner import (
 from dspy_router.optimizers.logs import logged_feedback, with_example_keys
 from dspy_router.optimizers.outcomes import TRIED, RewardReading
 from dspy_router.optimizers.progress import Progress
+from dspy_router.optimizers.replaying import replay
 from dspy_router.optimizers.report import FinetuneReport
 from dspy_router.optimizers.rollout_log import RolloutLog
 from dspy_router.optimizers.rollouts import Job, KeyedExample, RolloutRunner, check_examples, keyed
@@ -131,9 +132,18 @@ class Compilation:
         only_tried = all(row.source in TRIED for row in self.feedback)
         relearned = only_tried and all(entry.anchor is not None for entry in rows)
         gained = train_after > train_before if relearned else train_after >= train_before
+        margin = 0.0
+        if relearned and not self.valset:
+            found = replay(self.routes, rows, self.feedback, self.reading, self.settings.seed)
+            if found is not None:
+                before, after, basis = found.student, found.trained, "runs made, decided by heads that did not see them"
+                # As in the one-standard-error rule (Breiman et al., "Classification and Regression Trees", 1984).
+                margin, gained = found.error, False
         # A draw on the validation set is broken by the training rows; without any there is nothing to keep.
-        helped = bool(rows) and (after > before or (after == before and gained))
+        helped = bool(rows) and (after > before + margin or (after == before and gained))
         compared = "is worse than" if after < before else "is no worse than" if helped else "is no better than"
+        if before < after <= before + margin:
+            compared = "is within one standard error of"
         if helped:
             self.use(trained)
         frontier_points, cost_unit = self.frontier()

@@ -22,9 +22,16 @@ from dspy_router.learning.evidence import Choice, Posterior, RunEvidence
 from dspy_router.learning.information import information, lift_rare_options, measured_noise
 from dspy_router.optimizers.graded_exploration import graded_jobs
 from dspy_router.optimizers.outcomes import TRIED, RewardReading
-from dspy_router.optimizers.override import Site
 from dspy_router.optimizers.rollouts import Job, KeyedExample, Rollout, RolloutRunner
-from dspy_router.optimizers.runs import FieldKey, Routes, decided_fields, open_options, policies_at, run_evidence
+from dspy_router.optimizers.runs import (
+    FieldKey,
+    Routes,
+    decided_fields,
+    forced_path,
+    open_options,
+    policies_at,
+    run_evidence,
+)
 from dspy_router.optimizers.sources import likely_texts
 
 ROUNDS = 12
@@ -93,7 +100,7 @@ def explore(
         size = min(round_size, budget - spent)
         fresh = [int(index) for index in order if not looks[int(index)] and examples[index].key not in met]
         if reading.graded([*known, *feedback]):
-            jobs = graded_jobs(routes, examples, [*known, *feedback], reading, fresh, looks, size)
+            jobs = graded_jobs(routes, examples, [*known, *feedback], reading, fresh, size)
         else:
             jobs = _jobs(runner.program, routes, examples, [*known, *feedback], reading, fresh, size, likely)
         jobs = [replace(job, look=looks[job.example]) for job in jobs]
@@ -172,7 +179,7 @@ def _jobs(
         if index not in left_out and (index not in best or gain > best[index][0]):
             best[index] = (gain, choice)
     ranked = sorted(best.items(), key=lambda item: -item[1][0])[: size - len(jobs)]
-    jobs += [Job(index, _forced(routes, evidence, choice)) for index, (_, choice) in ranked]
+    jobs += [Job(index, forced_path(routes, evidence.path(choice))) for index, (_, choice) in ranked]
     # What is left of the round goes to examples of which nothing is known.
     unknown = [index for index in fresh if index not in left_out and index not in best]
     return jobs + [Job(index) for index in unknown[: size - len(jobs)]]
@@ -264,16 +271,3 @@ def _onward(evidence: RunEvidence[FieldKey], posteriors: dict[FieldKey, Posterio
             if decided.parent is not None:
                 chances[decided.parent.field].append(float(best[row]))
     return {key: float(np.mean(found)) if found else 1.0 for key, found in chances.items()}
-
-
-def _forced(routes: Routes, evidence: RunEvidence[FieldKey], choice: Choice) -> tuple[tuple[Site, str], ...]:
-    """The decisions of a run up to and including a choice, as a rollout is told of them."""
-    fields = decided_fields(routes)
-    calls: Counter[FieldKey] = Counter()
-    forced = []
-    for step in evidence.path(choice):
-        route, field = step.field
-        site = Site(route, field, calls[step.field])
-        forced.append((site, fields[step.field].option_names[step.option]))
-        calls[step.field] += 1
-    return tuple(forced)

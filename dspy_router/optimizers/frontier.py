@@ -42,9 +42,9 @@ def frontier(routes: Routes, tried: Sequence[Feedback], reading: RewardReading) 
     For each weight a head is fitted to half of the inputs and asked about the other half, and the other way round.
     What its choices earn and cost is known where they were tried, and else predicted from inputs it did not see.
     """
-    reward_of = field_values(routes, tried, lambda row: float(row.reward or 0.0))
-    if len(reward_of) != 1 or any(not row.sole for row in tried):
+    if len({(row.route, row.field) for row in tried}) != 1 or any(not row.sole for row in tried):
         return ()
+    reward_of = field_values(routes, tried, lambda row: float(row.reward or 0.0))
     [(key, rewards)] = reward_of.items()
     if key[1] not in routes[key[0]].head.fields:  # one option of a list
         return ()

@@ -1,7 +1,8 @@
 """Feedback rows as runs: which rows one reward speaks of, and the decisions they went through."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 
 import dspy
@@ -11,8 +12,9 @@ from dspy_router.clients.decision_client import DecisionClient, named_routes
 from dspy_router.errors import RouteError
 from dspy_router.feedback import Feedback
 from dspy_router.fields import DecisionField
-from dspy_router.learning.evidence import RunEvidence
+from dspy_router.learning.evidence import Choice, RunEvidence
 from dspy_router.optimizers.outcomes import RewardReading
+from dspy_router.optimizers.override import Site
 from dspy_router.route import DifferentiableRoute
 
 Routes = Mapping[str, DifferentiableRoute]
@@ -119,3 +121,15 @@ def policies_at(
         vectors = route.encoder.encode(evidence.texts(key))
         found[key] = field.policy(route, vectors, candidates).astype(np.float32)
     return found
+
+
+def forced_path(routes: Routes, path: Sequence[Choice]) -> tuple[tuple[Site, str], ...]:
+    """The choices of a run from its first decision on, as a rollout is told of them."""
+    fields = decided_fields(routes)
+    calls: Counter[FieldKey] = Counter()
+    forced = []
+    for step in path:
+        route, field = step.field
+        forced.append((Site(route, field, calls[step.field]), fields[step.field].option_names[step.option]))
+        calls[step.field] += 1
+    return tuple(forced)

@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
-import torch
 
-from dspy_router.learning.policy_objectives import expected_reward, leave_one_out_advantage, score_function
-from dspy_router.learning.rewards import LARGEST_WEIGHT, Tries, option_values, weighted_advantages
+from dspy_router.learning.rewards import LARGEST_WEIGHT, Tries, option_values
 
 
 def tries(*entries: tuple[int, int, float, float]) -> Tries:
@@ -58,27 +56,3 @@ def test_noise_is_recovered_whatever_the_options_are_worth() -> None:
     group, option = random.integers(200, size=4000), random.integers(3, size=4000)
     reward = group + 10.0 * option + 0.3 * random.standard_normal(4000)
     assert Tries(group, option, reward, np.ones(4000)).noise() == pytest.approx(0.3, abs=0.015)
-
-
-def test_weighted_advantages_have_the_gradient_of_the_score_function_at_the_policy_that_drew() -> None:
-    generator = torch.Generator().manual_seed(0)
-    reward = torch.rand(6, generator=generator, dtype=torch.float64)
-    example, run = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 2, 3, 3, 3, 4, 5])
-    logits = 0.3 * torch.randn(len(run), 4, generator=generator, dtype=torch.float64)
-    logits.requires_grad_()
-    policy = torch.softmax(logits.detach(), dim=1)
-    chosen = torch.multinomial(policy, 1, generator=generator).squeeze(1)
-    propensity = policy.gather(1, chosen[:, None]).squeeze(1)
-    assert propensity.min() > 1 / LARGEST_WEIGHT
-    worth = weighted_advantages(reward.numpy(), example.numpy(), run.numpy(), propensity.numpy())
-    target = torch.zeros_like(logits).scatter(1, chosen[:, None], torch.from_numpy(worth)[:, None].double())
-    [found] = torch.autograd.grad(expected_reward(logits, target).sum(), logits)
-    advantage = leave_one_out_advantage(reward, example)[run]
-    [wanted] = torch.autograd.grad(score_function(logits, chosen, advantage).sum(), logits)
-    assert wanted.abs().max() > 0.1
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_a_rare_draw_is_not_weighted_without_bound() -> None:
-    found = weighted_advantages(np.array([1.0, 0.0]), np.array([0, 0]), np.array([0, 1]), np.array([0.001, 0.2]))
-    assert found.tolist() == [LARGEST_WEIGHT, -5.0]
