@@ -82,7 +82,6 @@ class Compilation:
         self.routes = find_routes(self.program)
         require_trainable(self.routes)
         self.anchors = {} if settings.restart else learned_before(self.routes)
-        self.started = {name: route.deepcopy() for name, route in self.routes.items()}
         self.feedback: list[Feedback] = []
         self.set_aside: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
@@ -227,7 +226,6 @@ class Compilation:
                 self.runner,
                 self.routes,
                 examples,
-                started=self.started,
                 known=self.feedback[:known],
                 budget=budget,
                 reading=self.reading,
@@ -288,7 +286,7 @@ class Compilation:
 
     def rows(self) -> list[FieldRows]:
         """The feedback so far as rows to fit."""
-        return field_rows(self.routes, self.feedback, self.reading, self.anchors, self.started)
+        return field_rows(self.routes, self.feedback, self.reading, self.anchors)
 
     def fit(self) -> list[FieldRows]:
         """Fit all heads to the feedback, and return the rows they were fitted to: none if no run was a success.

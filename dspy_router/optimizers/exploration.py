@@ -61,7 +61,6 @@ def explore(
     routes: Routes,
     examples: Sequence[KeyedExample],
     *,
-    started: Routes,
     known: Sequence[Feedback] = (),
     budget: int,
     reading: RewardReading,
@@ -76,7 +75,6 @@ def explore(
         runner: Runs and scores the program.
         routes: The program's routes by name.
         examples: What to run it on.
-        started: The routes before they learned from any rollout.
         known: What was tried before, which is not tried again.
         budget: Most rollouts.
         reading: What rewards mean.
@@ -104,7 +102,7 @@ def explore(
         if reading.graded([*known, *feedback]):
             jobs = graded_jobs(routes, examples, [*known, *feedback], reading, fresh, size)
         else:
-            jobs = _jobs(runner.program, routes, started, examples, [*known, *feedback], reading, fresh, size, likely)
+            jobs = _jobs(runner.program, routes, examples, [*known, *feedback], reading, fresh, size, likely)
         jobs = [replace(job, look=looks[job.example]) for job in jobs]
         if spent == 0 and repeats and len(jobs) > repeats:
             jobs = jobs[: size - repeats]
@@ -160,7 +158,6 @@ def _noise(jobs: Sequence[Job], rollouts: Sequence[Rollout], reading: RewardRead
 def _jobs(
     program: object,
     routes: Routes,
-    started: Routes,
     examples: Sequence[KeyedExample],
     feedback: Sequence[Feedback],
     reading: RewardReading,
@@ -177,7 +174,7 @@ def _jobs(
     left_out = set(first)
     jobs = [Job(index) for index in first]
     best: dict[int, tuple[float, Choice]] = {}
-    for gain, choice in _candidates(routes, started, evidence, open_options(routes, evidence, tried), reading.noise):
+    for gain, choice in _candidates(routes, evidence, open_options(routes, evidence, tried), reading.noise):
         index = numbers[str(evidence.decisions[choice.field][choice.row].example)]
         if index not in left_out and (index not in best or gain > best[index][0]):
             best[index] = (gain, choice)
@@ -220,15 +217,11 @@ def _presume(
 
 
 def _candidates(
-    routes: Routes,
-    started: Routes,
-    evidence: RunEvidence[FieldKey],
-    open_: Mapping[FieldKey, np.ndarray],
-    noise: float,
+    routes: Routes, evidence: RunEvidence[FieldKey], open_: Mapping[FieldKey, np.ndarray], noise: float
 ) -> list[tuple[float, Choice]]:
     """For each decision the choice that is worth trying most, with what its outcome would say."""
-    none_right = evidence.none_right(policies_at(started, evidence, open_), noise)
-    posteriors = evidence.posterior(policies_at(routes, evidence, open_), noise, none_right)
+    policies = policies_at(routes, evidence, open_)
+    posteriors = evidence.posterior(policies, noise, evidence.none_right(open_, noise))
     onward = _onward(evidence, posteriors)
     succeeded = _succeeded(evidence)
     found: list[tuple[float, Choice]] = []

@@ -84,18 +84,10 @@ def field_rows(
     feedback: Sequence[Feedback],
     reading: RewardReading | None = None,
     anchors: Mapping[FieldKey, Anchor] | None = None,
-    started: Routes | None = None,
 ) -> list[FieldRows]:
     """Feedback as target rows, one entry for every field that has any.
 
     A label settles its decision whatever else was tried; what was tried comes before a teacher's word.
-
-    Args:
-        routes: The routes by name, as they decide now.
-        feedback: What to learn from.
-        reading: What rewards mean.
-        anchors: What heads know from before, by field.
-        started: The routes before they learned from any of this; as they decide now by default.
     """
     reading = reading or RewardReading()
     fields = decided_fields(routes)
@@ -108,12 +100,8 @@ def field_rows(
             # Runs of one example may meet a text in other states, or decide differently.
             step = f"{row.run}/{row.occurrence}" if row.run not in ("", row.example) else ""
             _put(targets, row, *_taught(row, fields), step)
-    found_in_tries = (
-        graded_targets(routes, tried, reading)
-        if reading.graded(tried)
-        else _outcome_targets(routes, tried, reading, started or routes)
-    )
-    for key, found in found_in_tries.items():
+    tried_targets = graded_targets if reading.graded(tried) else _outcome_targets
+    for key, found in tried_targets(routes, tried, reading).items():
         targets[key].update({name: entry for name, entry in found.items() if (*key, *name[:2]) not in labelled})
     for row in labels:
         _put(targets, row, Objective.LIKELIHOOD, _one_hot(row, fields))
@@ -160,9 +148,7 @@ def _listed(targets: Sequence[TextTargets]) -> tuple[list[str], list[str], ListR
     return [text for _, text, _ in places], [example for example, _, _ in places], rows
 
 
-def _outcome_targets(
-    routes: Routes, tried: Sequence[Feedback], reading: RewardReading, started: Routes
-) -> dict[FieldKey, TextTargets]:
+def _outcome_targets(routes: Routes, tried: Sequence[Feedback], reading: RewardReading) -> dict[FieldKey, TextTargets]:
     """What 0/1 rewards say of each decision, given what the policy thinks of a run's other decisions.
 
     That an option failed speaks for the others if the metric rewards any. Where it never did, nothing is concluded.
@@ -172,8 +158,7 @@ def _outcome_targets(
         return found
     evidence = run_evidence(routes, tried, reading)
     open_ = open_options(routes, evidence, tried)
-    none_right = evidence.none_right(policies_at(started, evidence, open_), reading.noise)
-    policies = policies_at(routes, evidence, open_)
+    policies, none_right = policies_at(routes, evidence, open_), evidence.none_right(open_, reading.noise)
     for key, posterior in evidence.posterior(policies, reading.noise, none_right).items():
         telling = (posterior.likelihood.min(axis=1, initial=1.0) < TELLING) & (posterior.reach > SMALLEST_REACH)
         entries: TextTargets = {}

@@ -256,22 +256,6 @@ def test_an_example_with_untried_options_hardly_says_whether_one_is_right() -> N
     assert none_right([[True]] * 18 + [[False]] * 6, options=100) == pytest.approx(1 / 20, rel=0.01)
 
 
-def test_the_likelier_an_option_seemed_the_more_its_failure_says_that_none_is_right() -> None:
-    """Of 400 examples 30 % have no right option; the policy knows the others, and its two likeliest of 20 are tried."""
-    random = np.random.default_rng(0)
-    policy = random.dirichlet(np.full(20, 0.1), size=400)
-    right = np.array([random.choice(20, p=row) for row in policy])
-    evidence: RunEvidence[str] = RunEvidence({"tool": 20})
-    for example in range(400):
-        for option in np.argsort(-policy[example])[:2].tolist():
-            success = example >= 120 and option == right[example]
-            evidence.observe(example, [("tool", "text", option)], success=success)
-            if success:
-                break
-    assert evidence.none_right({"tool": policy}) == pytest.approx(0.3, abs=0.07)
-    assert evidence.none_right({"tool": policy > 0}) < 0.01
-
-
 def test_options_that_could_not_be_chosen_leave_no_hope() -> None:
     evidence = outcomes([[True]] * 18 + [[False, False]] * 10)
     open_ = np.ones((28, 3), bool)

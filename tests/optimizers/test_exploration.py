@@ -35,7 +35,7 @@ def explored(
 
     found = explore(
         runner, routes, keyed(fruit_requests(count)), budget=budget, reading=RewardReading(),
-        measure_noise=measure_noise, seed=0, fit=fit, started=find_routes(program.deepcopy()),
+        measure_noise=measure_noise, seed=0, fit=fit,
     )  # fmt: skip
     return found, fits
 

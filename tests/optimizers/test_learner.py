@@ -9,7 +9,7 @@ from dspy_router.learning.rows import Objective
 from dspy_router.optimizers import learner
 from dspy_router.optimizers.learner import FieldRows, field_rows, fit_routes
 from dspy_router.optimizers.outcomes import RewardReading
-from dspy_router.optimizers.runs import find_routes, open_options, policies_at, run_evidence, runs_of
+from dspy_router.optimizers.runs import find_routes, open_options, run_evidence, runs_of
 from tests.programs import FRUIT, Wrapping, fruit_requests, fruit_route, orders, right_order
 
 ROUTES = {"self": fruit_route()}
@@ -129,7 +129,7 @@ def test_a_failed_run_counts_a_later_decision_by_how_likely_it_is_reached() -> N
     right = [row("rollout", "apple", route="self.clerk", **other), row("rollout", "large", **size, **other)]
     found = {entry.field.name: entry for entry in field_rows(routes, [*failed, *right])}
     evidence = run_evidence(routes, [*failed, *right], RewardReading())
-    none = evidence.none_right(policies_at(routes, evidence, open_options(routes, evidence, [*failed, *right])))
+    none = evidence.none_right(open_options(routes, evidence, [*failed, *right]))
     fruit = routes["self.clerk"].head["fruit"].policy(routes["self.clerk"].encoder.encode(["a pie"]))[0]
     small = routes["self.packer"].head["size"].policy(routes["self.packer"].encoder.encode(["parcel"]))[0][0]
     np.testing.assert_allclose(found["fruit"].rows.target[0], [(1 - none) * small + none, 1, 1], rtol=1e-4)
